@@ -1,0 +1,39 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sentencepiece import SentencePieceProcessor
+
+import mistral_tokenizer
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
+
+
+def run_tool(name: str, *args) -> subprocess.CompletedProcess:
+    """Run one of tools/ as a user would; the caller looks at its exit code."""
+    return subprocess.run([sys.executable, TOOLS / name, *map(str, args)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def sentencepiece():
+    """Mistral's own tokenizer, as SentencePiece runs it: the reference."""
+    return SentencePieceProcessor(model_file=str(mistral_tokenizer.packaged_model()))
+
+
+@pytest.fixture(scope="session")
+def mistral_files(tmp_path_factory):
+    """A folder with the real Mistral tokenizer.json and tokenizer_config.json."""
+    folder = tmp_path_factory.mktemp("mistral-tokenizer")
+    done = run_tool("mistral_tokenizer.py", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory):
+    """The real SmolLM2, its first three layers, built as `make base LAYERS=3` would."""
+    folder = tmp_path_factory.mktemp("models") / "smollm2-l3"
+    done = run_tool("smollm2.py", folder, "--layers", 3)
+    assert done.returncode == 0, done.stderr
+    return folder
