@@ -1,0 +1,530 @@
+"""evaluate.py: a model -> its scores on MTEB's seven kinds of task and bitext mining (sections 4.2 and 4.3).
+
+    python evaluate.py models/smollm2-135m-l10 runs/demo --names base trained --tasks data/mini \\
+        --out results/demo.json
+    torchrun --nproc_per_node 8 evaluate.py runs/full --tasks data/mteb --benchmark eng-v1 --cache cache/full
+
+A task is a folder: task.json (name, kind, metric, prompt, split) and JSON lines, laid out by kind:
+
+    retrieval            corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/SPLIT.tsv, as in BEIR
+    reranking            query (or a list of them: the best counts), positive [..], negative [..]
+    sts                  sentence1, sentence2, score
+    pair-classification  sentence1, sentence2, label (1: same)
+    bitext               sentence1, sentence2: line i of one side translates line i of the other
+    classification       text, label, in train.jsonl and SPLIT.jsonl
+    clustering           one set a line: sentences [..], labels [..]
+    summarization        human_summaries [..], machine_summaries [..], relevance [..]
+
+A row's own `prompt` overrides the task's. As the released model was scored, queries and documents of every
+kind get the instruction, except retrieval's documents, and all vectors are normalised, except
+classification's. The metrics are in metrics.py and agree with the mteb package on the same vectors.
+"""
+import argparse
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+import metrics
+from model import Embedder, UserError, read_json, replace_file
+
+CATEGORIES = {                        # kind -> MTEB's name for it, in the order of the paper's Table 1
+    "classification": "Classification", "clustering": "Clustering", "pair-classification": "PairClassification",
+    "reranking": "Reranking", "retrieval": "Retrieval", "sts": "STS", "summarization": "Summarization",
+    "bitext": "BitextMining",
+}
+BLOCK = 256                           # texts: the unit of progress, of the cache and of sharing among ranks
+TOP_K = 1000                          # documents kept for each query, as in mteb
+
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("models", nargs="+", help="run folders or Hugging Face folders")
+    add("--names", nargs="+", help="what to call them (default: the folders' names)")
+    add("--tasks", nargs="+", default=["data/mini"], help="task folders, or folders that hold some")
+    add("--out", help="write the scores as JSON")
+    add("--max-length", type=int, default=512, help="tokens of a text, BOS and EOS included")
+    add("--pooling", help="last, mean or weighted-mean (default: as the run was trained)")
+    add("--device")
+    add("--dtype", choices=("float32", "bfloat16", "float16"))
+    add("--batch-tokens", type=int, default=16384, help="tokens of one forward pass, padding included")
+    add("--corpus-chunk", type=int, default=8192, help="documents held at a time; more sort better by length")
+    add("--instruct", default="released", choices=("released", "queries", "both", "none"),
+        help="texts that get the instruction: all but retrieval's documents; all but those of retrieval and "
+             "reranking, as mteb 2 has it; all; none")
+    add("--normalize", default="released", choices=("released", "always", "never"),
+        help="unit vectors: for all kinds but classification; for all; for none")
+    add("--cache", type=Path, help="keep vectors in this folder; a rerun goes on where the last one stopped")
+    args = parser.parse_args(argv)
+    args.names = args.names or [Path(model).name for model in args.models]
+    if len(args.names) != len(args.models) or len(set(args.names)) < len(args.names):
+        raise UserError(f"--names: {len(args.models)} models need as many different names")
+    return args
+
+
+# -------------------------------------------------------------------------------------- reading tasks
+
+def find_tasks(folders: list[str]) -> list[dict]:
+    """The task.json of every task folder in or below `folders`, with its `folder` added, by category and name."""
+    tasks = {}
+    for folder in folders:
+        found = sorted(Path(folder).rglob("task.json"))
+        if not found:
+            raise UserError(f"{folder}: no task.json in or below it")
+        for path in found:
+            task = {"prompt": "", "split": "test", **read_json(path), "folder": path.parent}
+            if task.get("kind") not in CATEGORIES or not task.get("name"):
+                raise UserError(f"{path}: needs a name and a kind, one of {', '.join(CATEGORIES)}")
+            if task["name"] in tasks and tasks[task["name"]]["folder"].resolve() != path.parent.resolve():
+                raise UserError(f"{path}: {tasks[task['name']]['folder']} also calls itself {task['name']}")
+            tasks[task["name"]] = task
+    order = list(CATEGORIES)
+    return sorted(tasks.values(), key=lambda task: (order.index(task["kind"]), task["name"]))
+
+
+def read_rows(path: Path, **kinds):
+    """Yield the objects of a JSON lines file; each must hold the given keys with values of the given types."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.isspace():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{path}:{number}: not JSON ({error})") from None
+                for key, kind in kinds.items():
+                    if not isinstance(row, dict) or not isinstance(row.get(key), kind):
+                        wanted = "/".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+                        raise UserError(f"{path}:{number}: needs {key!r}, a {wanted}")
+                yield row
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8") from None
+
+
+def read_test(task: dict, **kinds) -> list[dict]:
+    path = task["folder"] / f"{task['split']}.jsonl"
+    rows = list(read_rows(path, **kinds))
+    if not rows:
+        raise UserError(f"{path}: empty")
+    return rows
+
+
+def read_qrels(path: Path) -> dict[str, dict[str, int]]:
+    """BEIR's judgements: query id -> {document id: grade}, from `query-id corpus-id score`, tab-separated."""
+    qrels = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            query, document, grade = line.split("\t")
+            qrels.setdefault(query, {})[document] = int(float(grade))
+        except ValueError:
+            if number > 1:                                           # the first line may be a header
+                raise UserError(f"{path}:{number}: needs query-id, corpus-id, score between tabs") from None
+    if not qrels:
+        raise UserError(f"{path}: no judgements")
+    return qrels
+
+
+# ------------------------------------------------------------------------------------- texts -> vectors
+
+class Vectors:
+    """Vectors of distinct (prompt, text) pairs; calling it looks up a list of pairs: [n, D]."""
+
+    def __init__(self, pairs: list[tuple[str, str]], matrix: torch.Tensor):
+        self.row = {pair: i for i, pair in enumerate(pairs)}
+        self.matrix = matrix
+
+    def __call__(self, pairs) -> torch.Tensor:
+        return self.matrix[[self.row[pair] for pair in pairs]]
+
+
+class Encoder:
+    """An Embedder with what a long evaluation needs: progress, a cache on disk, several processes."""
+
+    def __init__(self, embedder, args, sample: list[str]):
+        self.embedder, self.args = embedder, args
+        self.rank, self.world = rank_and_world()
+        self.label = ""
+        embedder.encode(sample[:1])                                  # the first call pays for start-up
+        start = time.time()
+        probe = embedder.encode(sample, "probe", normalize=False)
+        self.seconds_per_byte = (time.time() - start) / sum(len(text.encode()) for text in sample)
+        # What names a model in the cache is what it does: its vectors of the sample, bit for bit.
+        described = f"{args.max_length} {args.pooling} {args.dtype} {probe.numpy().tobytes().hex()}"
+        self.identity = hashlib.sha256(described.encode()).hexdigest()
+
+    def embed(self, pairs, normalize=True, share=True) -> Vectors:
+        """Embed each distinct (prompt, text) once, longest first, in blocks.
+
+        share: the ranks split the blocks and exchange vectors; otherwise this rank does all of them.
+        """
+        pairs = sorted(set(pairs), key=lambda pair: (-len(pair[0]) - len(pair[1]), pair))
+        blocks = [slice(i, i + BLOCK) for i in range(0, len(pairs), BLOCK)]
+        if share:
+            blocks = blocks[self.rank::self.world]
+        matrix, start, shown = None, time.time(), time.time()
+        for done, block in enumerate(blocks):
+            found = self.block(pairs[block])
+            if matrix is None:
+                matrix = torch.zeros(len(pairs), found.shape[1])
+            matrix[block] = found
+            if self.rank == 0 and time.time() - shown > 5:
+                shown = time.time()
+                left = (shown - start) / (done + 1) * (len(blocks) - done - 1)     # longest first: an upper bound
+                print(f"  {self.label}: {sum(len(pairs[b]) for b in blocks[:done + 1])} of {len(pairs)} texts, "
+                      f"{shown - start:.0f} s, at most {left:.0f} s left", file=sys.stderr, flush=True)
+        if share and self.world > 1:
+            matrix = sum_over_ranks(matrix, len(pairs), self.embedder.device)
+        return Vectors(pairs, F.normalize(matrix, dim=1) if normalize else matrix)
+
+    def block(self, pairs) -> torch.Tensor:
+        """Vectors of one block, from the cache if they lie there, unnormalised: [n, D]."""
+        prompts, texts = map(list, zip(*pairs))
+        if self.args.cache:
+            key = hashlib.sha256(json.dumps([self.identity, pairs]).encode()).hexdigest()
+            path = self.args.cache / key[:2] / f"{key}.npy"
+            if path.exists():
+                return torch.from_numpy(np.load(path))
+        vectors = self.embedder.encode(texts, prompts, normalize=False, tokens_per_chunk=self.args.batch_tokens)
+        if self.args.cache:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path.with_suffix(f".{self.rank}.tmp"), "wb") as file:
+                np.save(file, vectors.numpy())
+            os.replace(file.name, path)
+        return vectors
+
+
+def rank_and_world() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def sum_over_ranks(matrix, rows: int, device) -> torch.Tensor:
+    """Sum each rank's [rows, D], zero where others filled it; a rank that had no block has None."""
+    width = torch.tensor(0 if matrix is None else matrix.shape[1], device=device)
+    dist.all_reduce(width, dist.ReduceOp.MAX)
+    matrix = torch.zeros(rows, int(width)) if matrix is None else matrix
+    matrix = matrix.to(device)
+    dist.all_reduce(matrix)
+    return matrix.cpu()
+
+
+# ------------------------------------------------------------------------------------ vectors -> scores
+# One function a kind: (task, encoder, args) -> {metric: score}.
+
+def prompted(task: dict, row: dict, texts, args, document=False) -> list[tuple[str, str]]:
+    """Put each text beside the prompt that it is embedded with; `document`: the other side than the query."""
+    bare = {"released": ("retrieval",), "queries": ("retrieval", "reranking"), "both": ()}
+    if args.instruct == "none" or (document and task["kind"] in bare[args.instruct]):
+        prompt = ""
+    else:
+        prompt = row.get("prompt", task["prompt"])
+    return [(prompt, text) for text in ([texts] if isinstance(texts, str) else texts)]
+
+
+def normalized(task: dict, args) -> bool:
+    return args.normalize == "always" or args.normalize == "released" and task["kind"] != "classification"
+
+
+def embed_columns(task, rows, encoder, args, *columns) -> list[torch.Tensor]:
+    """One [n, D] for each of the columns that hold a text a row."""
+    pairs = [[pair for row in rows for pair in prompted(task, row, row[column], args)] for column in columns]
+    vectors = encoder.embed(sum(pairs, []), normalized(task, args))
+    return [vectors(column) for column in pairs]
+
+
+def score_sts(task, encoder, args):
+    rows = read_test(task, sentence1=str, sentence2=str, score=(int, float))
+    a, b = embed_columns(task, rows, encoder, args, "sentence1", "sentence2")
+    cosine = metrics.paired_cosine(a.numpy(), b.numpy())
+    return {"cosine_spearman": metrics.spearman([row["score"] for row in rows], cosine)}
+
+
+def score_pair_classification(task, encoder, args):
+    rows = read_test(task, sentence1=str, sentence2=str, label=int)
+    a, b = embed_columns(task, rows, encoder, args, "sentence1", "sentence2")
+    return metrics.pair_average_precisions(a.numpy(), b.numpy(), [row["label"] for row in rows])
+
+
+def score_bitext(task, encoder, args):
+    rows = read_test(task, sentence1=str, sentence2=str)
+    a, b = embed_columns(task, rows, encoder, args, "sentence1", "sentence2")
+    found = metrics.nearest(a, b)
+    gold = np.arange(len(rows))
+    return {"f1": metrics.weighted_f1(gold, found), "accuracy": float(np.mean(found == gold))}
+
+
+def score_classification(task, encoder, args):
+    """Ten logistic regressions, each on a few samples per label, each tested on the whole split."""
+    train = list(read_rows(task["folder"] / "train.jsonl", text=str, label=(str, int)))
+    test = read_test(task, text=str, label=(str, int))
+    samples = metrics.sample_per_label([row["label"] for row in train], task.get("samples_per_label", 8))
+    used = sorted(set(sum(samples, [])))
+    place = {row: i for i, row in enumerate(used)}
+    rows = [train[row] for row in used] + test
+    vectors, = embed_columns(task, rows, encoder, args, "text")
+    x, test_x = vectors[:len(used)].numpy(), vectors[len(used):].numpy()
+    gold = np.array([row["label"] for row in test])
+    accuracies = []
+    for sample in samples:
+        labels = [train[row]["label"] for row in sample]
+        predictions = metrics.logistic_regression(x[[place[row] for row in sample]], labels, test_x)
+        accuracies.append(float(np.mean(gold == predictions)))
+    return {"accuracy": float(np.mean(accuracies)), "accuracies": accuracies}
+
+
+def score_clustering(task, encoder, args):
+    """V-measure of k-means with as many clusters as labels, mean over the sets."""
+    found = []
+    for row in read_test(task, sentences=list, labels=list):
+        if len(set(row["labels"])) < 2:
+            found.append(1.0)                                        # by definition, as in mteb
+            continue
+        vectors, = embed_columns(task, [{**row, "text": s} for s in row["sentences"]], encoder, args, "text")
+        groups = metrics.kmeans(vectors.numpy(), len(set(row["labels"])))
+        found.append(metrics.v_measure(row["labels"], groups))
+    return {"v_measure": float(np.mean(found)), "v_measures": found}
+
+
+def score_summarization(task, encoder, args):
+    """A machine summary's score is its highest cosine to a human one; Spearman to the ratings, mean over texts."""
+    rows = read_test(task, human_summaries=list, machine_summaries=list, relevance=list)
+    sides = [[prompted(task, row, row[side], args) for row in rows] for side in ("human_summaries", "machine_summaries")]
+    vectors = encoder.embed([pair for side in sides for row in side for pair in row], normalized(task, args))
+    found, p_values = [], []
+    for row, human, machine in zip(rows, *sides):
+        human = F.normalize(vectors(human), dim=1)
+        # One summary at a time: a batched product rounds equal rows differently and loses their ties.
+        predicted = [float((F.normalize(v, dim=0)[None] @ human.T).max()) for v in vectors(machine)]
+        if len(set(predicted)) == 1 or len(set(row["relevance"])) == 1:
+            continue                                                 # no ranking to compare: as in mteb
+        found.append(metrics.spearman(row["relevance"], predicted))
+        p_values.append(metrics.spearman_p_value(found[-1], len(predicted)))
+    # mteb's first SummEval averages the correlations together with their p-values, and so do all published
+    # scores of that task; see mteb's issue 1156.
+    return {"cosine_spearman": float(np.mean(found)) if found else math.nan,
+            "cosine_spearman_with_p_values": float(np.mean(found + p_values)) if found else math.nan,
+            "skipped": len(rows) - len(found)}
+
+
+def score_reranking(task, encoder, args):
+    """Mean average precision; at equal scores the negatives stand first, as mteb's document ids make them."""
+    rows = read_test(task, query=(str, list), positive=list, negative=list)
+    used = [row for row in rows if row["positive"] and row["negative"]]
+    if not used:
+        raise UserError(f"{task['folder']}: no row has both positive and negative texts")
+    queries = [prompted(task, row, row["query"], args) for row in used]
+    documents = [prompted(task, row, row["positive"] + row["negative"], args, document=True) for row in used]
+    vectors = encoder.embed([pair for row in queries + documents for pair in row], normalized(task, args))
+    found = []
+    for row, query, document in zip(used, queries, documents):
+        query, document = (F.normalize(vectors(side), dim=1) for side in (query, document))
+        scores = (query @ document.T).max(0).values.tolist()         # the best of several sub-queries
+        names = ["a" if i < len(row["positive"]) else "b" for i in range(len(scores))]
+        scores = {f"{name}{i:05}": score for i, (name, score) in enumerate(zip(names, scores))}
+        relevance = {name: int(name[0] == "a") for name in scores}
+        found.append(metrics.ranked_average_precision(relevance, metrics.trec_ranking(scores)))
+    return {"map": round(sum(found) / len(found), 5), "skipped": len(rows) - len(used)}
+
+
+def document_text(row: dict) -> str:
+    """BEIR's rule: title, a space, text."""
+    title = row.get("title") or ""
+    return f"{title} {row['text']}".strip() if title else row["text"].strip()
+
+
+def score_retrieval(task, encoder, args):
+    """nDCG@10 of the best documents by cosine. The corpus passes through in chunks; see `search`."""
+    qrels = read_qrels(task["folder"] / "qrels" / f"{task['split']}.tsv")
+    queries = {row["_id"]: row for row in read_rows(task["folder"] / "queries.jsonl", _id=str, text=str)}
+    unknown = len(qrels.keys() - queries.keys())
+    queries = [row for row in queries.values() if row["_id"] in qrels]
+    if not queries:
+        raise UserError(f"{task['folder']}: no query of queries.jsonl is judged in qrels/{task['split']}.tsv")
+    pairs = [prompted(task, row, row["text"], args)[0] for row in queries]
+    query_vectors = encoder.embed(pairs, normalized(task, args))(pairs).to(encoder.embedder.device)
+    corpus = task["folder"] / "corpus.jsonl"
+
+    def chunks():
+        """(number of the first document, vectors [n, D]) of this rank's share of the corpus."""
+        for number, (first, rows) in enumerate(in_chunks(read_rows(corpus, _id=str, text=str), args.corpus_chunk)):
+            if number % encoder.world == encoder.rank:
+                pairs = [prompted(task, {}, document_text(row), args, document=True)[0] for row in rows]
+                vectors = encoder.embed(pairs, normalized(task, args), share=False)
+                yield first, vectors(pairs).to(encoder.embedder.device)
+
+    scores, numbers = search(query_vectors, chunks(), TOP_K)
+    # Ids are looked up only now, by reading the corpus again, so that memory does not grow with it.
+    wanted = set(numbers.flatten().tolist())
+    ids = {i: row["_id"] for i, row in enumerate(read_rows(corpus)) if i in wanted}
+    if len(set(ids.values())) < len(ids):
+        raise UserError(f"{corpus}: two documents share an id")
+    found = {"ndcg_at_10": [], "recall_at_100": [], "map_at_1000": []}
+    for row, row_scores, row_numbers in zip(queries, scores.tolist(), numbers.tolist()):
+        run = {ids[n]: score for n, score in zip(row_numbers, row_scores) if n >= 0}
+        if task.get("ignore_identical_ids"):
+            run.pop(row["_id"], None)
+        ranking, relevance = metrics.trec_ranking(run), qrels[row["_id"]]
+        found["ndcg_at_10"].append(metrics.ndcg(relevance, ranking, 10))
+        found["recall_at_100"].append(metrics.recall(relevance, ranking, 100))
+        found["map_at_1000"].append(metrics.ranked_average_precision(relevance, ranking))
+    means = {name: round(sum(values) / len(values), 5) for name, values in found.items()}
+    return {**means, "skipped": unknown}
+
+
+def in_chunks(rows, size: int):
+    """Yield (number of the first row, up to `size` rows)."""
+    first, held = 0, []
+    for row in rows:
+        held.append(row)
+        if len(held) == size:
+            yield first, held
+            first, held = first + size, []
+    if held:
+        yield first, held
+
+
+def search(queries: torch.Tensor, chunks, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best documents of each query, over all ranks: cosines and document numbers, [Q, k] each.
+
+    chunks yields (number of the first document, vectors [n, D]). Only the running best are kept, so memory
+    is Q * k and a chunk, however large the corpus. Places that no document fills hold -inf and -1.
+    """
+    queries = F.normalize(queries, dim=1)
+    scores = torch.full((len(queries), k), -math.inf, device=queries.device)
+    numbers = torch.full((len(queries), k), -1, dtype=torch.long, device=queries.device)
+    for first, documents in chunks:
+        documents = F.normalize(documents, dim=1)
+        new = torch.arange(first, first + len(documents), device=queries.device)
+        for part in torch.arange(len(queries), device=queries.device).split(1024):
+            candidates = torch.cat((scores[part], queries[part] @ documents.T), 1)       # [q, k + n]
+            scores[part], best = candidates.topk(k, dim=1)
+            numbers[part] = torch.cat((numbers[part], new.expand(len(part), -1)), 1).gather(1, best)
+    if dist.is_initialized():
+        world = dist.get_world_size()
+        gathered = [[torch.empty_like(t) for _ in range(world)] for t in (scores, numbers)]
+        for t, parts in zip((scores, numbers), gathered):
+            dist.all_gather(parts, t)
+        scores, best = torch.cat(gathered[0], 1).topk(k, dim=1)
+        numbers = torch.cat(gathered[1], 1).gather(1, best)
+    return scores.cpu(), numbers.cpu()
+
+
+SCORERS = {
+    "classification": (score_classification, "accuracy"), "clustering": (score_clustering, "v_measure"),
+    "pair-classification": (score_pair_classification, "max_ap"), "reranking": (score_reranking, "map"),
+    "retrieval": (score_retrieval, "ndcg_at_10"), "sts": (score_sts, "cosine_spearman"),
+    "summarization": (score_summarization, "cosine_spearman"), "bitext": (score_bitext, "f1"),
+}
+
+
+# ------------------------------------------------------------------------------------------------ main
+
+def evaluate(embedder, tasks: list[dict], args) -> dict:
+    """Score one model: {"average", "categories", "tasks", "details"}, all scores from 0 to 1."""
+    sizes = [sum(path.stat().st_size for path in task["folder"].glob("*.jsonl")) for task in tasks]
+    with open(next(tasks[0]["folder"].glob("*.jsonl")), encoding="utf-8", errors="replace") as file:
+        text = file.read(8192) or "empty"
+    encoder = Encoder(embedder, args, [text[i:i + 256] for i in range(0, len(text), 256)])
+    say(f"  {len(tasks)} tasks, {sum(sizes) / 1e6:.1f} MB of text, at most about "
+        f"{sum(sizes) * encoder.seconds_per_byte / encoder.world / 60:.1f} minutes")
+    details = {}
+    for task in tasks:
+        start, encoder.label = time.time(), task["name"]
+        scorer, metric = SCORERS[task["kind"]]
+        scores = scorer(task, encoder, args)
+        metric = task.get("metric", metric)
+        if metric not in scores:
+            raise UserError(f"{task['folder']}/task.json: metric {metric!r}; {task['kind']} has {', '.join(scores)}")
+        details[task["name"]] = {"main_score": scores[metric], **scores, "seconds": round(time.time() - start, 1)}
+        skipped = f", {scores['skipped']} skipped" if scores.get("skipped") else ""
+        say(f"  {task['name']}: {metric} {100 * scores[metric]:.1f} ({time.time() - start:.0f} s{skipped})")
+    return {**summarize(tasks, details), "details": details}
+
+
+def summarize(tasks: list[dict], details: dict) -> dict:
+    """Scores by task, then their means: parts NAME/PART make one task, tasks a category, and all tasks the average."""
+    kinds, parts = {}, {}
+    for task in tasks:
+        name = task["name"].split("/")[0]
+        kinds[name] = CATEGORIES[task["kind"]]
+        parts.setdefault(name, []).append(details[task["name"]]["main_score"])
+    scores = {name: sum(values) / len(values) for name, values in parts.items()}
+    defined = {name: score for name, score in scores.items() if not math.isnan(score)}
+    categories = {}
+    for category in CATEGORIES.values():
+        values = [score for name, score in defined.items() if kinds[name] == category]
+        if values:
+            categories[category] = sum(values) / len(values)
+    average = sum(defined.values()) / len(defined) if defined else None
+    tasks = {name: defined.get(name) for name in scores}
+    return {"average": average, "categories": categories, "tasks": tasks}
+
+
+def print_table(results: dict[str, dict]) -> None:
+    """Models side by side, scores times 100."""
+    width = max(7, *map(len, results))
+    names = list(next(iter(results.values()))["tasks"])
+
+    def line(label, values):
+        cells = ("-" if value is None else f"{100 * value:.1f}" for value in values)
+        say(f"{label:<32}" + "".join(f"  {cell:>{width}}" for cell in cells))
+
+    say(f"{'':32}" + "".join(f"  {name:>{width}}" for name in results))
+    for name in names:
+        line(name, [result["tasks"][name] for result in results.values()])
+    categories = next(iter(results.values()))["categories"] if len(names) > len(CATEGORIES) else ()
+    for category in categories:
+        if any(category in result["categories"] for result in results.values()):
+            line(category, [result["categories"].get(category) for result in results.values()])
+    line(f"Average of {len(names)} tasks", [result["average"] for result in results.values()])
+
+
+def say(line: str) -> None:
+    if rank_and_world()[0] == 0:
+        print(line, flush=True)
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        cuda = torch.cuda.is_available() and args.device != "cpu"
+        if cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if cuda else "gloo")
+    tasks = find_tasks(args.tasks)
+    results = {}
+    for model, name in zip(args.models, args.names):
+        say(f"{name}: {model}")
+        embedder = Embedder.load(model, device=args.device, dtype=args.dtype, max_length=args.max_length,
+                                 pooling=args.pooling)
+        results[name] = evaluate(embedder, tasks, args)
+        if args.out and rank_and_world()[0] == 0:
+            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+            replace_file(Path(args.out), lambda path: path.write_text(json.dumps(results, indent=1)))
+    say("")
+    print_table(results)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        sys.exit(2)
