@@ -39,11 +39,14 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
 
 def read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return value
 
 
 # ---------------------------------------------------------------------------------------------- config
@@ -66,8 +69,11 @@ class Config:
     eos_token_id: int
 
     @classmethod
-    def load(cls, path: Path) -> "Config":
-        """Read config.json. UserError names whatever this decoder does not implement."""
+    def load(cls, path: Path, **overrides) -> "Config":
+        """Read config.json. UserError names whatever this decoder does not implement.
+
+        overrides: fields in place of the file's, such as rope_theta or sliding_window.
+        """
         raw = read_json(path)
         family = raw.get("model_type")
         rope = raw.get("rope_parameters") or {}
@@ -84,7 +90,7 @@ class Config:
                 raise UserError(f"{path}: {what}: not supported here")
         try:
             heads, eos = raw["num_attention_heads"], raw.get("eos_token_id", 2)
-            return cls(
+            fields = dict(
                 vocab_size=raw["vocab_size"],
                 hidden_size=raw["hidden_size"],
                 intermediate_size=raw["intermediate_size"],
@@ -92,7 +98,7 @@ class Config:
                 num_attention_heads=heads,
                 num_key_value_heads=raw.get("num_key_value_heads") or (8 if family == "mistral" else heads),
                 head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-                rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+                rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
                 rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
                 sliding_window=raw.get("sliding_window", 4096) if family == "mistral" else None,
                 tie_word_embeddings=raw.get("tie_word_embeddings", False),
@@ -101,6 +107,19 @@ class Config:
             )
         except KeyError as error:
             raise UserError(f"{path}: {error} is missing") from None
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: {error}") from None
+        c = cls(**{**fields, **overrides})
+        fits = {name: isinstance(getattr(c, name), kind) for name, kind in cls.__annotations__.items()}
+        if all(fits.values()):
+            fits["num_key_value_heads"] = c.num_attention_heads % c.num_key_value_heads == 0
+            fits["sliding_window"] = c.sliding_window is None or c.sliding_window > 0
+            fits["bos_token_id"] = c.bos_token_id is None or 0 <= c.bos_token_id < c.vocab_size
+            fits["eos_token_id"] = 0 <= c.eos_token_id < c.vocab_size
+        for name in fits:
+            if not fits[name]:
+                raise UserError(f"{path}: {name} cannot be {getattr(c, name)!r}")
+        return c
 
 
 # --------------------------------------------------------------------------------------------- decoder
@@ -291,25 +310,22 @@ def open_safetensors(path: Path):
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+        hint = "; pickled .bin weights are refused, convert them" if any(path.parent.glob("*.bin")) else ""
+        raise UserError(f"{path}: not a readable safetensors file ({error}){hint}") from None
 
 
-def load_decoder(folder: Path, device, dtype) -> Decoder:
+def load_decoder(folder: Path, device, dtype, **overrides) -> Decoder:
     """Build the decoder of a Hugging Face folder without ever holding a second copy of its weights.
 
     The module is made on the meta device, without memory; each tensor is read from the mapped file, cast
     and moved, and becomes the parameter itself.
     """
-    config = Config.load(folder / "config.json")
+    config = Config.load(folder / "config.json", **overrides)
     index = folder / "model.safetensors.index.json"
     if index.exists():
         files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
     else:
-        files = sorted(folder.glob("model.safetensors")) or sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = any(folder.glob("*.bin"))
-        hint = "pickled .bin weights are refused, convert them to safetensors" if pickles else "run `make base`"
-        raise UserError(f"{folder}: no model.safetensors: {hint}")
+        files = [folder / "model.safetensors"]
     with torch.device("meta"):
         decoder = Decoder(config)
     shapes = {name: p.shape for name, p in decoder.named_parameters()}
@@ -348,12 +364,17 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
     """Put PEFT's adapter_config.json + adapter_model.safetensors on the decoder, float32 as trained."""
     path = folder / "adapter_config.json"
     raw = read_json(path)
+    start = raw.get("init_lora_weights", True)
     refused = {
         f"peft_type {raw.get('peft_type')!r}": raw.get("peft_type") != "LORA",
         "DoRA": raw.get("use_dora"),
         "bias": raw.get("bias", "none") != "none",
-        **{key: raw.get(key) for key in ("modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
-                                         "layers_to_transform", "layer_replication", "trainable_token_indices")},
+        # these change the base's own weights at the start; a saved PiSSA adapter is no difference to the base
+        f"init_lora_weights {start!r}": isinstance(start, str) and start not in ("gaussian", "eva", "orthogonal"),
+        **{f"{key!r} missing": key not in raw for key in ("r", "lora_alpha")},
+        **{key: raw.get(key) for key in ("lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern",
+                                         "fan_in_fan_out", "layers_to_transform", "layer_replication",
+                                         "trainable_token_indices", "target_parameters", "use_qalora")},
     }
     for what, found in refused.items():
         if found:
@@ -447,11 +468,13 @@ class Embedder:
         self.max_length, self.pooling = max_length, pooling
 
     @classmethod
-    def load(cls, path, adapter=None, device=None, dtype=None, max_length=512, pooling=None) -> "Embedder":
+    def load(cls, path, adapter=None, device=None, dtype=None, max_length=512, pooling=None,
+             **overrides) -> "Embedder":
         """Open a run (base + adapter), a Hugging Face folder (`adapter` on top, if given) or an exported one.
 
         device: CUDA where there is one. dtype: float32 on a CPU; on a GPU bfloat16, or float16 where it
-        lacks that. pooling: as the run was trained, else "last". Raises UserError.
+        lacks that. pooling: as the run was trained, else "last". overrides: rope_theta=1e5 or
+        sliding_window=None, say, in place of the config's (longer texts, section 4.4). Raises UserError.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -462,19 +485,26 @@ class Embedder:
             adapter, folder = folder, find_base(folder)
         if pooling is None and adapter is not None and (Path(adapter) / "config.json").exists():
             pooling = read_json(Path(adapter) / "config.json").get("pooling")
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            torch.empty(0, device=device)             # a device that is not there fails here, not later
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device {device}: {str(error).splitlines()[0]}") from None
         if dtype is None:
             half = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
             dtype = half if device.type == "cuda" else torch.float32
-        elif isinstance(dtype, str):
-            dtype = getattr(torch, dtype)
-        decoder = load_decoder(folder, device, dtype)
+        dtype = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            raise UserError(f"dtype {dtype}: choose float32, bfloat16, float16 or float64")
+        decoder = load_decoder(folder, device, dtype, **overrides)
         if adapter is not None:
             load_adapter(decoder, Path(adapter))
         file = folder / "tokenizer.json"
-        if not file.exists():
-            raise UserError(f"{file}: no such file; a fast tokenizer in one file is needed")
-        return cls(decoder, Tokenizer.from_file(str(file)), max_length, pooling or "last", str(folder))
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:                    # what `tokenizers` raises has no class of its own
+            raise UserError(f"{file}: not a readable tokenizer ({error})") from None
+        return cls(decoder, tokenizer, max_length, pooling or "last", str(folder))
 
     @property
     def device(self) -> torch.device:
@@ -507,9 +537,12 @@ class Embedder:
     def encode(self, texts: list[str], prompt: str | list[str] = "", normalize=True, dim: int | None = None,
                tokens_per_chunk=16384) -> torch.Tensor:
         """Texts -> float32 [n, D] on the CPU, unit rows, in input order. dim: keep the first so many values."""
+        size = self.decoder.config.hidden_size
+        if dim is not None and not 1 <= dim <= size:
+            raise UserError(f"dim {dim}: a vector has {size} values")
         self.decoder.eval()
         rows = self.tokenize(texts, prompt)
-        vectors = torch.empty(len(rows), dim or self.decoder.config.hidden_size)
+        vectors = torch.empty(len(rows), dim or size)
         for chunk in length_chunks([len(row) for row in rows], tokens_per_chunk):
             v = self.embed([rows[i] for i in chunk], normalize=False)[:, :dim]
             vectors[chunk] = (F.normalize(v, dim=-1) if normalize else v).float().cpu()

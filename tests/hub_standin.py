@@ -78,11 +78,11 @@ class Hub:
             return reply(request, 200, content, {"X-Repo-Commit": commit, "ETag": f'"{blob_id(content)}"',
                                                  "Accept-Ranges": "bytes"})
         if what == "tree":
-            answer = [{"type": "file", "path": path, "size": f.stat().st_size, "oid": blob_id(f.read_bytes())}
-                      for path, f in files.items()]
+            answer = [{"type": "file", "path": path, "size": f.stat().st_size,
+                       "oid": blob_id(f.read_bytes())} for path, f in files.items()]
         else:
-            answer = {"id": name, "sha": commit, "private": False, "gated": False, "tags": [], "downloads": 0,
-                      "siblings": [{"rfilename": path} for path in files]}
+            answer = {"id": name, "sha": commit, "private": False, "gated": False, "tags": [],
+                      "downloads": 0, "siblings": [{"rfilename": path} for path in files]}
         return reply(request, 200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
 

@@ -22,8 +22,8 @@ def download(base: str, part: Path, *wanted: str) -> None:
                           stdout=subprocess.DEVNULL)
     if done.returncode:
         raise UserError(f"{base} was not downloaded, for the reason above. Check the id and the network "
-                        "(HF_ENDPOINT names a mirror); a gated model wants its terms accepted on its page and "
-                        "`hf auth login`. A rerun goes on where this stopped; `make base` needs no hub")
+                        "(HF_ENDPOINT names a mirror); a gated model wants its terms accepted on its page "
+                        "and `hf auth login`. A rerun goes on where this stopped; `make base` needs no hub")
 
 
 def fetch(base: str, out: Path) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
-SHA256 = "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055"     # of Mistral-7B-v0.1's own file
-SPACE = "\u2581"                                                                # SentencePiece's sign for " "
+SPACE = "\u2581"                                           # SentencePiece's sign for " "
+SHA256 = "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055"     # Mistral-7B-v0.1's own
 
 
 def packaged_model() -> Path:
@@ -49,25 +49,28 @@ def build(model: SentencePieceProcessor) -> Tokenizer:
         vocab={piece: i for i, piece in enumerate(pieces)}, merges=[merge[-2:] for merge in sorted(merges)],
         unk_token=pieces[model.unk_id()], fuse_unk=True, byte_fallback=True,
     ))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    tokenizer.normalizer = normalizers.Sequence([
+        normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE),
+    ])
     tokenizer.decoder = decoders.Sequence([
         decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0),
     ])
     tokenizer.add_special_tokens([AddedToken(pieces[i], special=True, normalized=False) for i in special])
     bos = pieces[model.bos_id()]
-    tokenizer.post_processor = processors.TemplateProcessing(     # BOS and no EOS, as the published file has it
+    tokenizer.post_processor = processors.TemplateProcessing(     # BOS, no EOS: as the published file has it
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, model.bos_id())])
     return tokenizer
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder to write tokenizer.json and tokenizer_config.json into")
+    parser.add_argument("out", type=Path, help="folder for tokenizer.json and tokenizer_config.json")
     args = parser.parse_args()
     model = SentencePieceProcessor(model_file=str(packaged_model()))
     args.out.mkdir(parents=True, exist_ok=True)
     build(model).save(str(args.out / "tokenizer.json"))
-    names = {f"{name}_token": model.id_to_piece(getattr(model, f"{name}_id")()) for name in ("unk", "bos", "eos")}
+    names = {f"{name}_token": model.id_to_piece(getattr(model, f"{name}_id")())
+             for name in ("unk", "bos", "eos")}
     described = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "pad_token": names["eos_token"],
                  "clean_up_tokenization_spaces": False, "model_max_length": 32768}
     (args.out / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n")
