@@ -1,0 +1,139 @@
+"""tools/export.py: sentence-transformers and transformers give our vectors from the exported folder."""
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
+
+import export
+from model import Embedder
+from tiny import random_model, relative, save, tiny_config
+
+MAX_LENGTH = 48
+TEXTS = ["", "a", "Hello world", "naïve café · Быстрая лиса · 我喜欢在周末看书 · مرحبا", "🙂🚀 👨‍👩‍👧 🇩🇪",
+         "An end </s> in the middle <s>", "</s>", "  two  spaces ", "line\nbreak",
+         *["tea " * n for n in (MAX_LENGTH - 3, MAX_LENGTH - 2, MAX_LENGTH - 1, MAX_LENGTH, 300)]]
+
+
+def run_export(*arguments):
+    export.main([str(argument) for argument in arguments])
+
+
+def make_run(folder, base, pooling="last"):
+    """A run with a visible adapter, as train.py leaves it."""
+    embedder = Embedder.load(base, device="cpu", max_length=MAX_LENGTH, pooling=pooling)
+    embedder.decoder.add_lora(rank=4, alpha=8)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in embedder.decoder.lora_parameters().values():
+        parameter.data.normal_(std=0.02, generator=generator)
+    embedder.save_adapter(folder)
+    (folder / "config.json").write_text(json.dumps({"pooling": pooling}))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["mistral", "smollm2"])
+def base(request, tmp_path_factory, mistral_files, smollm2):
+    """A tiny random Mistral with the real Mistral tokenizer and a short window, or the real SmolLM2."""
+    if request.param == "smollm2":
+        return smollm2
+    model = random_model(tiny_config(vocab_size=32000, sliding_window=16), causal_lm=True)
+    return save(model, tmp_path_factory.mktemp("base") / "m", mistral_files)
+
+
+@pytest.fixture(scope="module")
+def run(base, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "demo", base)
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "out"
+    run_export(run, out, "--max-length", MAX_LENGTH, "--prompt", "tea=Find a tea", "--shard-gb", 0.004)
+    return out
+
+
+@pytest.fixture(scope="module")
+def ours(run):
+    return Embedder.load(run, device="cpu", max_length=MAX_LENGTH)
+
+
+def test_sentence_transformers_gives_our_vectors(exported, ours, base):
+    theirs = SentenceTransformer(str(exported), device="cpu")
+    assert theirs.max_seq_length == MAX_LENGTH
+    assert relative(theirs.encode(TEXTS, convert_to_tensor=True), ours.encode(TEXTS)) <= 1e-5
+    for text in TEXTS:
+        assert relative(theirs.encode([text], convert_to_tensor=True), ours.encode([text])) <= 1e-5
+    for name, prompt in [("tea", "Find a tea"), ("document", ""),
+                         ("query", "Given a web search query, retrieve relevant passages that answer the query")]:
+        named = theirs.encode(TEXTS, prompt_name=name, convert_to_tensor=True)
+        assert relative(named, ours.encode(TEXTS, prompt=prompt)) <= 1e-5
+    bare = Embedder.load(base, device="cpu", max_length=MAX_LENGTH)
+    assert relative(bare.encode(TEXTS), ours.encode(TEXTS)) > 1e-3
+
+
+def test_transformers_gives_our_ids_and_vectors(exported, ours):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    theirs = transformers.AutoModel.from_pretrained(exported, dtype=torch.float32).eval()
+    cut = tokenizer(TEXTS, truncation=True)["input_ids"]
+    assert cut == ours.tokenize(TEXTS)
+    assert all(ids[-1] == ours.decoder.config.eos_token_id for ids in cut) and max(map(len, cut)) == MAX_LENGTH
+    whole = tokenizer(TEXTS[-1])["input_ids"]                       # uncut, it still ends in EOS
+    assert len(whole) > 300 and whole[-1] == ours.decoder.config.eos_token_id
+    batch = tokenizer(TEXTS, truncation=True, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = theirs(**batch).last_hidden_state
+    last = hidden[torch.arange(len(TEXTS)), batch["attention_mask"].sum(1) - 1]
+    assert relative(F.normalize(last, dim=1), ours.encode(TEXTS)) <= 1e-5
+
+
+def test_our_own_loader_reads_the_export(exported, ours):
+    again = Embedder.load(exported, device="cpu", max_length=MAX_LENGTH)
+    assert relative(again.encode(TEXTS), ours.encode(TEXTS)) <= 1e-5
+    index = json.loads((exported / "model.safetensors.index.json").read_text())
+    files = set(index["weight_map"].values())
+    assert len(files) > 1 and all((exported / name).exists() for name in files)
+    assert sum(p.nbytes for p in again.decoder.parameters()) == index["metadata"]["total_size"]
+    assert not list(exported.glob("shard-*"))
+
+
+def test_bfloat16_merged_against_unmerged(run, ours, tmp_path):
+    """The merge rounds the adapter to bfloat16's eight bits: the worst cosine says what that costs."""
+    run_export(run, tmp_path / "out", "--dtype", "bfloat16")
+    merged = Embedder.load(tmp_path / "out", device="cpu", dtype="bfloat16", max_length=MAX_LENGTH)
+    unmerged = Embedder.load(run, device="cpu", dtype="bfloat16", max_length=MAX_LENGTH)
+    worst = {name: (other.encode(TEXTS) * merged.encode(TEXTS)).sum(1).min().item()
+             for name, other in [("bfloat16 unmerged", unmerged), ("float32 unmerged", ours)]}
+    print(f"bfloat16 merged, worst cosine against {worst}")
+    assert min(worst.values()) > 0.98
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted-mean"])
+def test_other_poolings(pooling, base, tmp_path):
+    run = make_run(tmp_path / "run", base, pooling)
+    run_export(run, tmp_path / "out", "--max-length", MAX_LENGTH)
+    ours = Embedder.load(run, device="cpu", max_length=MAX_LENGTH).encode(TEXTS)
+    theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(TEXTS, convert_to_tensor=True)
+    assert relative(theirs, ours) <= 1e-5
+
+
+def test_the_bases_dtype_is_kept_and_mistakes_are_one_line(mistral_files, tmp_path, capsys):
+    base = save(random_model(tiny_config(vocab_size=32000)).bfloat16(), tmp_path / "base", mistral_files)
+    run_export(base, tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert transformers.AutoModel.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+    capsys.readouterr()
+    strange = save(random_model(tiny_config()), tmp_path / "strange", mistral_files)
+    save_file({"stray": torch.ones(1)}, strange / "model.safetensors")
+    for arguments, words in [((tmp_path / "no", tmp_path / "o"), "no such file"),
+                             ((base, tmp_path / "out"), "already there"),
+                             ((base, tmp_path / "o", "--prompt", "nameless"), "NAME=INSTRUCTION"),
+                             ((base, tmp_path / "o", "--max-length", 2), "max_length"),
+                             ((strange, tmp_path / "o"), "stray")]:
+        with pytest.raises(SystemExit) as stopped:
+            run_export(*arguments)
+        said = capsys.readouterr().err
+        assert stopped.value.code == 2 and words in said and said.count("\n") == 1
+        assert not (tmp_path / "o").exists() and not (tmp_path / "o.tmp").exists()

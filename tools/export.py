@@ -1,0 +1,177 @@
+"""tools/export.py: a run -> one folder that sentence-transformers, transformers, vLLM and TEI read.
+
+    python tools/export.py runs/demo out/                        # in the dtype of the base's weights
+    python tools/export.py runs/demo out/ --dtype bfloat16 --prompt "faq=Given a question, retrieve its answer"
+
+The adapter is merged into the weights, and the rules that model.py keeps in code go into files: BOS and EOS
+into tokenizer.json's post-processor (the one place that every reader obeys; `add_eos_token` in
+tokenizer_config.json is ignored by some tokenizer classes and overridden by transformers 5), the cut before
+EOS, pooling, normalisation and prompts into sentence-transformers' files. Queries carry their prompt:
+
+    SentenceTransformer("out").encode(queries, prompt_name="query")        # documents: no prompt
+    vllm serve out/ --runner pooling                  # each query's input must carry the prompt itself
+    text-embeddings-router --model-id out/ --dtype float16 --pooling last-token      # Mistral on CUDA only
+
+What vLLM and TEI need is from their documentation and source; neither is run by this project's tests.
+"""
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
+from model import Embedder, Linear, UserError, find_base, instruct, open_safetensors, read_json  # noqa: E402
+
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+POOLING_MODES = {"last": "lasttoken", "mean": "mean_tokens", "weighted-mean": "weightedmean_tokens"}
+QUERY = "query=Given a web search query, retrieve relevant passages that answer the query"
+
+
+def stored_dtype(base: Path) -> str:
+    """The dtype in which the base's matrices lie on disk."""
+    file = min(base.glob("model*.safetensors"), default=base / "model.safetensors")
+    with open_safetensors(file) as tensors:
+        return DTYPES.get(tensors.get_slice(min(tensors.keys())).get_dtype(), "float32")
+
+
+def merged(decoder):
+    """Yields (name, tensor): the weights with LoRA's B A added in float32, in the weights' dtype."""
+    adapted = {f"{name}.weight": m for name, m in decoder.named_modules() if isinstance(m, Linear)}
+    for name, weight in decoder.state_dict().items():
+        if name.endswith(("lora_A", "lora_B")):
+            continue
+        linear = adapted.get(name)
+        if linear is not None and linear.lora_A is not None:
+            weight = (weight.float() + linear.scaling * linear.lora_B @ linear.lora_A).to(weight.dtype)
+        yield name, weight
+
+
+def save_weights(decoder, out: Path, shard_bytes: int) -> int:
+    """Write model.safetensors, or shards with their index as the hub has them; returns the total size.
+
+    Only one shard is held in memory.
+    """
+    shards, shard, index, total = [], {}, {}, 0
+
+    def close():
+        shards.append(out / f"shard-{len(shards)}")
+        save_file(shard, shards[-1], {"format": "pt"})
+        shard.clear()
+
+    with torch.no_grad():
+        for name, weight in merged(decoder):
+            if shard and sum(w.nbytes for w in shard.values()) + weight.nbytes > shard_bytes:
+                close()
+            shard[name], index[name] = weight.contiguous(), len(shards)
+            total += weight.nbytes
+        close()
+    if len(shards) == 1:
+        shards[0].rename(out / "model.safetensors")
+        return total
+    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    for shard_file, name in zip(shards, names):
+        shard_file.rename(out / name)
+    write_json(out / "model.safetensors.index.json", {
+        "metadata": {"total_size": total}, "weight_map": {name: names[i] for name, i in index.items()}})
+    return total
+
+
+def save_tokenizer(base: Path, out: Path, bos: int | None, eos: int, max_length: int) -> None:
+    """tokenizer.json that adds BOS and EOS itself, after its own cut, and what the wrappers need to know."""
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    ends = {i: tokenizer.id_to_token(i) for i in (bos, eos) if i is not None}
+    begin = [] if bos is None else [ends[bos]]
+    tokenizer.post_processor = TemplateProcessing(
+        single=[*begin, "$A", ends[eos]], pair=[*begin, "$A", ends[eos], *begin, "$B", ends[eos]],
+        special_tokens=[(token, i) for i, token in ends.items()])
+    tokenizer.save(str(out / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": ends[eos], "pad_token": ends[eos],
+        "padding_side": "right", "truncation_side": "right", "model_max_length": max_length,
+        "split_special_tokens": True,            # "</s>" typed in a text is text, as in model.py
+        "clean_up_tokenization_spaces": False,
+    }
+    write_json(out / "tokenizer_config.json", settings | ({} if bos is None else {"bos_token": ends[bos]}))
+
+
+def save_sentence_transformers(out: Path, embedder: Embedder, prompts: dict[str, str]) -> None:
+    """The three modules under the names that old and new readers know, and the prompts."""
+    write_json(out / "modules.json", [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for i, (path, name) in enumerate([("", "Transformer"), ("1_Pooling", "Pooling"),
+                                          ("2_Normalize", "Normalize")])])
+    write_json(out / "sentence_bert_config.json", {"max_seq_length": embedder.max_length,
+                                                   "do_lower_case": False})
+    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens",
+             "lasttoken")
+    write_json(out / "1_Pooling" / "config.json", {
+        "word_embedding_dimension": embedder.decoder.config.hidden_size,
+        **{f"pooling_mode_{mode}": mode == POOLING_MODES[embedder.pooling] for mode in modes},
+        "include_prompt": True})
+    (out / "2_Normalize").mkdir()
+    write_json(out / "config_sentence_transformers.json", {
+        "prompts": {**prompts, "document": ""}, "default_prompt_name": None, "similarity_fn_name": "cosine"})
+
+
+def write_json(path: Path, value) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def export(args) -> None:
+    prompts = {}
+    for text in [QUERY, *args.prompt]:
+        name, equals, prompt = text.partition("=")
+        if not (name and equals and prompt):
+            raise UserError(f"--prompt {text!r}: write NAME=INSTRUCTION")
+        prompts[name] = instruct(prompt, "")
+    if args.out.exists():
+        raise UserError(f"{args.out}: already there: remove it, or choose another name")
+    base = find_base(args.model) if (args.model / "adapter_config.json").exists() else args.model
+    config = read_json(base / "config.json")
+    dtype = args.dtype or stored_dtype(base)
+    embedder = Embedder.load(args.model, device="cpu", dtype=dtype, max_length=args.max_length)
+    config.pop("dtype", None)
+    config |= {"architectures": [f"{config['model_type'].capitalize()}Model"], "torch_dtype": dtype}
+
+    beside = args.out.with_name(args.out.name + ".tmp")           # takes its name only when it is whole
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    total = save_weights(embedder.decoder, beside, int(args.shard_gb * 1e9))
+    write_json(beside / "config.json", config)
+    save_tokenizer(base, beside, embedder.decoder.config.bos_token_id, embedder.decoder.config.eos_token_id,
+                   args.max_length)
+    save_sentence_transformers(beside, embedder, prompts)
+    os.rename(beside, args.out)
+    print(f"{args.out}: {total / 1e9:.2f} GB in {dtype}, texts of at most {args.max_length} tokens, "
+          f"{embedder.pooling} pooling, prompts {', '.join(prompts)}")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, help="a run, or a Hugging Face folder without an adapter")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--dtype", choices=sorted(DTYPES.values()), help="default: as the base is stored")
+    parser.add_argument("--max-length", type=int, default=512, help="tokens a text, BOS and EOS included")
+    parser.add_argument("--prompt", action="append", default=[], metavar="NAME=INSTRUCTION",
+                        help=f"a named prompt for queries; repeatable (always there: {QUERY})")
+    parser.add_argument("--shard-gb", type=float, default=5, help="size of a weights file at most")
+    args = parser.parse_args(argv)
+    try:
+        export(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
