@@ -30,6 +30,7 @@ import email.utils
 import fcntl
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -98,7 +99,7 @@ def options(argv=None):
     add("--budget-tokens", type=int, help="stop before the run as a whole has used more tokens, in and out together")
     add("--allow-http", action="store_true", help="send the key unencrypted to a host that isn't this one")
     args = parser.parse_args(argv)
-    for name in ("concurrency", "timeout", "tries", "patience", "max_answer_tokens"):
+    for name in ("n", "concurrency", "timeout", "tries", "patience", "max_answer_tokens"):
         if getattr(args, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be positive")
     args.models, args.prices = parse_models(args.model), parse_prices(args.price)
@@ -211,13 +212,14 @@ def brainstorm_at(kind, k, seed, prompts, models):
 DECODER = json.JSONDecoder(strict=False)  # raw line breaks inside strings are the commonest slip of all
 # A string ends at the first quote of its kind that JSON's grammar could follow, so inner quotes need no escape.
 # The atomic group (?>...) keeps a failed match from stretching the string, and so keeps the search linear.
-STRING = r"""(?>"((?:\\.|[^\\])*?)"(?=\s*[:,}\]])|'((?:\\.|[^\\])*?)'(?=\s*[:,}\]]))"""
-PAIR = re.compile(rf"\s*{STRING}\s*:\s*{STRING}\s*(?:,|(?=\}}))", re.DOTALL)
+STRING = r"""(?>"((?:\\.|[^\\])%s?)"(?=\s*[:,}\]])|'((?:\\.|[^\\])%s?)'(?=\s*[:,}\]]))"""
+PAIR = re.compile(rf"\s*{STRING}\s*:\s*{STRING}\s*(?:,|(?=\}}))" % (("*",) * 4), re.DOTALL)
+ITEM = re.compile(STRING % (("{0,500}",) * 2), re.DOTALL)
 
 
 def unescape(double_quoted, single_quoted):
     """The text of a string literal that may hold what JSON forbids: inner quotes, stray backslashes (as in LaTeX)."""
-    body = double_quoted if double_quoted is not None else single_quoted
+    body = double_quoted or single_quoted or ""
     body = re.sub(r'\\(.)|"', lambda m: m[0] if m[1] and m[1] in '"\\/bfnrtu' else
                   "'" if m[1] == "'" else '\\\\' + m[1] if m[1] else '\\"', body, flags=re.DOTALL)
     try:
@@ -237,7 +239,7 @@ def repair_object(text, start):
 
 def find_objects(text):
     """Yields (object, whether it was repaired) for each readable JSON object in text, outer ones first."""
-    for match in re.finditer(r"\{", text):
+    for match in itertools.islice(re.finditer(r"\{", text), 100):  # keeps the time linear on a wall of braces
         try:
             yield DECODER.raw_decode(text, match.start())[0], False
         except (ValueError, RecursionError):
@@ -280,14 +282,13 @@ def parse_object(text, keys, finish_reason=None):
 
 def parse_tasks(text):
     """The tasks in a brainstorming answer: a JSON list, or what can be saved of one, or a bulleted list."""
-    text = after_thinking(text)
-    start = max(text.find("["), 0)
+    text = after_thinking(text)[:MAX_CHARS]
     try:
-        items = DECODER.raw_decode(text, start)[0]
+        items = DECODER.raw_decode(text, text.index("["))[0]
     except (ValueError, RecursionError):
-        items = [unescape(*pair) for pair in re.findall(STRING, text[start:], re.DOTALL)] \
-            or re.findall(r"^\s*(?:[-*•]|\d+[.)])\s+(.+)$", text, re.MULTILINE)
-    tasks = [" ".join(item.split()) for item in items if isinstance(item, str)] if isinstance(items, list) else []
+        items = [unescape(*pair) for pair in ITEM.findall(text)]
+        items = items or re.findall(r"^\s*(?:[-*•]|\d+[.)])\s+(.+)$", text, re.MULTILINE)
+    tasks = [" ".join(item.split()) for item in items if isinstance(item, str)]
     return [task for task in tasks if 10 <= len(task) <= 500 and bad_characters(task) is None]
 
 
@@ -401,6 +402,10 @@ class Run:
         for key, number in tries.items():
             for _ in range(number - (key in self.answered)):
                 self.count_lost(most[key])
+
+    def close(self):
+        for file in (self.raw, self.started, self.lock):
+            file.close()
 
     def ledger(self):
         """What the run has used and cost so far, for the report."""
@@ -945,8 +950,8 @@ def main(argv=None):
     if not args.replay:
         run = Run(args.folder, args.prices, args.budget_usd, args.budget_tokens, read_only=args.report)
     if not args.replay and not args.report:
-        client = Client(args, run)
         try:
+            client = Client(args, run)
             pools = brainstorm(client, prompts, args)
             todo = (request_at(i, args.seed, prompts, pools, args.models) for i in range(args.n))
             if left := ask_all(todo, args.n, client, prompts):
@@ -954,6 +959,8 @@ def main(argv=None):
         except Stopping as reason:
             print(f"stopped: {reason}; what was answered stays, and the same command goes on from there")
             code = 0 if isinstance(reason, BudgetReached) else 1
+        finally:
+            run.close()
         if not run.answered - run.brainstorms.keys():
             return code
     rows = read_answers(args.replay or args.folder / "raw.jsonl", prompts, log=not args.replay)
