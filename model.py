@@ -410,10 +410,13 @@ def copy_lora(decoder: Decoder, values: dict[str, torch.Tensor], file: Path) -> 
 def replace_file(path: Path, write) -> None:
     """Write a file whole or not at all: beside it first, flushed to disk, then renamed over it."""
     beside = path.with_name(path.name + ".tmp")
-    write(beside)
-    with open(beside, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        write(beside)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 # -------------------------------------------------------------------------------------------- embedder

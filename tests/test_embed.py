@@ -1,0 +1,93 @@
+"""tools/embed.py as a user runs it: pipes in, vectors and ranked lines out, equal to Embedder's."""
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import embed as tool
+from conftest import TOOLS
+from model import Embedder
+from tiny import relative
+
+LINES = ["Steep the leaves for three minutes.", "", "El té verde se prepara a 80 °C. 🍵",
+         "Rain falls on the roof.", "Tea came to Europe in 1610.", "Ein  Satz mit  Lücken", "x", "The river rises in spring."]
+
+
+def embed(*arguments, text=b""):
+    return subprocess.run([sys.executable, TOOLS / "embed.py", *map(str, arguments)],
+                          input=text, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def embedder(smollm2):
+    return Embedder.load(smollm2, device="cpu")
+
+
+@pytest.fixture
+def docs(tmp_path):
+    path = tmp_path / "docs.txt"
+    path.write_bytes("\n".join(LINES).encode() + b"\n")
+    return path
+
+
+def test_encode_to_json_lines_and_to_npy(smollm2, embedder, docs, tmp_path):
+    out = tmp_path / "vectors.npy"
+    done = embed("encode", smollm2, "--device", "cpu", "--at-once", 3, text=docs.read_bytes())
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.decode().splitlines()]
+    assert [row["text"] for row in rows] == LINES
+    by_line = np.array([row["vector"] for row in rows], dtype=np.float32)
+    assert relative(embedder.encode(LINES), embedder.encode(LINES).new_tensor(by_line)) <= 1e-6
+
+    done = embed("encode", smollm2, "--device", "cpu", "--at-once", 3, "--out", out, "--prompt", "Find tea",
+                 "--dim", 64, text=docs.read_bytes())
+    assert done.returncode == 0 and b"8 vectors of 64 values" in done.stderr
+    stored = np.load(out, mmap_mode="r")
+    assert stored.shape == (8, 64) and stored.dtype == np.float32
+    wanted = embedder.encode(LINES, "Find tea", dim=64)
+    assert relative(wanted.new_tensor(np.array(stored)), wanted) <= 1e-6
+    assert [path.name for path in tmp_path.glob("vectors*")] == ["vectors.npy"]
+
+
+def test_search_ranks_as_the_whole_matrix_would(smollm2, embedder, docs):
+    queries = ["how to brew tea", "weather"]
+    done = embed("search", smollm2, "--device", "cpu", "--docs", docs, "--at-once", 3, "--top", 4, *queries)
+    assert done.returncode == 0, done.stderr
+    prompt = "Given a web search query, retrieve relevant passages that answer the query"
+    scores = embedder.encode(queries, prompt) @ embedder.encode(LINES).T
+    wanted = []
+    for query, row in zip(queries, scores):
+        best = row.argsort(descending=True)[:4]
+        wanted += [f"# {query}", *(f"{row[i]:.4f}\t{i + 1}\t{LINES[i]}" for i in best)]
+    assert done.stdout.decode().splitlines() == wanted
+
+
+def test_streams(smollm2):
+    """The first vectors are there before the last text is."""
+    run = subprocess.Popen([sys.executable, "-u", TOOLS / "embed.py", "encode", smollm2, "--device", "cpu",
+                            "--at-once", "2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    run.stdin.write(b"one\ntwo\n")
+    run.stdin.flush()
+    assert json.loads(run.stdout.readline())["text"] == "one"
+    run.stdin.close()
+    assert json.loads(run.stdout.readline())["text"] == "two" and run.wait() == 0
+
+
+def test_mistakes_are_one_line_and_leave_nothing(smollm2, docs, tmp_path, monkeypatch, capsys):
+    for arguments, text, words in [
+        (("encode", tmp_path / "nowhere"), b"", "no such model folder"),
+        (("encode", smollm2, "--out", tmp_path / "v.npy"), b"fine\n\xff\n", ":2: not UTF-8"),
+        (("encode", smollm2, "--out", tmp_path / "v.txt"), b"", ".npy"),
+        (("encode", smollm2, "--out", tmp_path / "no" / "v.npy"), b"a\n", "No such file"),
+        (("encode", smollm2, "--dim", 9999), b"a\n", "dim 9999"),
+        (("search", smollm2, "--docs", tmp_path / "none.txt", "q"), b"", "none.txt"),
+    ]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+        with pytest.raises(SystemExit) as stopped:
+            tool.main([str(argument) for argument in arguments])
+        said = capsys.readouterr().err
+        assert stopped.value.code == 2 and words in said and said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["docs.txt"]

@@ -1,0 +1,126 @@
+"""tools/embed.py: vectors and search from the shell.
+
+    python tools/embed.py encode runs/demo < documents.txt > vectors.jsonl              # one text a line
+    python tools/embed.py encode runs/demo --out vectors.npy --prompt "..." < queries.txt
+    python tools/embed.py search runs/demo --docs documents.txt "how to brew tea"
+
+Texts stream through: neither the file nor its vectors need to fit in memory (a search keeps the best of what
+it has seen). A GPU is used where there is one.
+"""
+import argparse
+import json
+import signal
+import sys
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
+from model import Embedder, UserError, replace_file  # noqa: E402
+
+QUERY_PROMPT = "Given a web search query, retrieve relevant passages that answer the query"
+
+
+def read_lines(file):
+    """Yields the lines of a binary file as text; an empty line is an empty text."""
+    for number, line in enumerate(file, 1):
+        try:
+            yield line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file.name}:{number}: not UTF-8 ({error})") from None
+
+
+def encoded(embedder: Embedder, texts, prompt: str, at_once: int, dim: int | None = None):
+    """Yields (texts, vectors [n, D]) for the next `at_once` texts, again and again."""
+    texts = iter(texts)
+    while batch := list(islice(texts, at_once)):
+        yield batch, embedder.encode(batch, prompt, dim=dim)
+
+
+def write_npy(path: Path, batches, width: int) -> int:
+    """Stream rows into a float32 .npy [n, width]; n goes into the header at the end, in the same space."""
+    rows = 0
+    with open(path, "wb") as file:
+        def header():
+            file.seek(0)
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "<f4", "fortran_order": False, "shape": (rows, width)})
+            return file.tell()
+
+        begin = header()
+        for _, vectors in batches:
+            file.write(vectors.numpy().astype("<f4").tobytes())
+            rows += len(vectors)
+        assert header() == begin                # numpy leaves room for the first axis to grow
+    return rows
+
+
+def encode(args, embedder: Embedder) -> None:
+    batches = encoded(embedder, read_lines(sys.stdin.buffer), args.prompt or "", args.at_once, args.dim)
+    if args.out:
+        width = args.dim or embedder.decoder.config.hidden_size
+        rows = []
+        replace_file(args.out, lambda path: rows.append(write_npy(path, batches, width)))
+        print(f"{args.out}: {rows[0]} vectors of {width} values", file=sys.stderr)
+        return
+    for texts, vectors in batches:
+        for text, vector in zip(texts, vectors):
+            values = [float(f"{value:.9g}") for value in vector.tolist()]      # float32 holds no more digits
+            print(json.dumps({"text": text, "vector": values}, ensure_ascii=False))
+
+
+def search(args, embedder: Embedder) -> None:
+    prompt = QUERY_PROMPT if args.prompt is None else args.prompt
+    queries = embedder.encode(args.query, prompt, dim=args.dim)              # [Q, D]
+    best = [[] for _ in args.query]                                          # (-score, number, text), sorted
+    number = 0
+    with open(args.docs, "rb") as file:
+        for texts, vectors in encoded(embedder, read_lines(file), "", args.at_once, args.dim):
+            top = (queries @ vectors.T).topk(min(args.top, len(texts)))      # of [Q, n]
+            for q in range(len(queries)):
+                found = [(-score, number + i + 1, texts[i])
+                         for score, i in zip(top.values[q].tolist(), top.indices[q].tolist())]
+                best[q] = sorted(best[q] + found)[:args.top]
+            number += len(texts)
+    for query, found in zip(args.query, best):
+        if len(args.query) > 1:
+            print(f"# {query}")
+        for score, line, text in found:
+            print(f"{-score:.4f}\t{line}\t{text}")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    encode_parser = verbs.add_parser("encode", help="texts on standard input -> vectors")
+    search_parser = verbs.add_parser("search", help="the lines of a file that answer a query best")
+    encode_parser.add_argument("--out", type=Path, help="a .npy file [n, D] (default: JSON lines on stdout)")
+    search_parser.add_argument("--docs", required=True, type=Path, help="documents, one a line")
+    search_parser.add_argument("--top", type=int, default=10, help="lines a query")
+    for sub in (encode_parser, search_parser):
+        sub.add_argument("model", help="a run, a Hugging Face folder or an exported one")
+        sub.add_argument("--prompt", help="the instruction (encode: none unless given; search: web search)")
+        sub.add_argument("--max-length", type=int, default=512, help="tokens a text, BOS and EOS included")
+        sub.add_argument("--dim", type=int, help="keep the first so many values (Matryoshka)")
+        sub.add_argument("--dtype", help="float32, bfloat16, float16 (default: float32 on a CPU)")
+        sub.add_argument("--device", help="default: cuda where there is one")
+        sub.add_argument("--at-once", type=int, default=1024, help="texts sorted by length together")
+    search_parser.add_argument("query", nargs="+")
+    args = parser.parse_args(argv)
+    try:
+        for flag in ("at_once", "top"):
+            if getattr(args, flag, 1) < 1:
+                raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least 1")
+        if getattr(args, "out", None) and args.out.suffix != ".npy":
+            raise UserError(f"--out {args.out}: a name that ends in .npy, or leave it out for JSON lines")
+        embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype, max_length=args.max_length)
+        {"encode": encode, "search": search}[args.verb](args, embedder)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)       # `| head` ends it quietly
+    main()
