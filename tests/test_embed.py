@@ -1,5 +1,4 @@
 """tools/embed.py as a user runs it: pipes in, vectors and ranked lines out, equal to Embedder's."""
-import io
 import json
 import subprocess
 import sys
@@ -76,7 +75,8 @@ def test_streams(smollm2):
     assert json.loads(run.stdout.readline())["text"] == "two" and run.wait() == 0
 
 
-def test_mistakes_are_one_line_and_leave_nothing(smollm2, docs, tmp_path, monkeypatch, capsys):
+def test_mistakes_are_one_line_and_leave_nothing(smollm2, docs, tmp_path, tmp_path_factory, monkeypatch,
+                                                 capsys):
     for arguments, text, words in [
         (("encode", tmp_path / "nowhere"), b"", "no such model folder"),
         (("encode", smollm2, "--out", tmp_path / "v.npy"), b"fine\n\xff\n", ":2: not UTF-8"),
@@ -85,7 +85,9 @@ def test_mistakes_are_one_line_and_leave_nothing(smollm2, docs, tmp_path, monkey
         (("encode", smollm2, "--dim", 9999), b"a\n", "dim 9999"),
         (("search", smollm2, "--docs", tmp_path / "none.txt", "q"), b"", "none.txt"),
     ]:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+        stdin = tmp_path_factory.mktemp("stdin") / "texts"
+        stdin.write_bytes(text)
+        monkeypatch.setattr(sys, "stdin", open(stdin))
         with pytest.raises(SystemExit) as stopped:
             tool.main([str(argument) for argument in arguments])
         said = capsys.readouterr().err
