@@ -941,15 +941,22 @@ def print_report(report, out):
         print("ledger: " + ", ".join(f"{key} {value}" for key, value in ledger.items()))
 
 
+def report(args, prompts):
+    """Rebuilds --out from all answers and prints and writes the report; needs neither network nor lock."""
+    source = args.replay or args.folder / "raw.jsonl"
+    counts = write_examples(read_answers(source, prompts, log=not args.replay), prompts, args.out)
+    counts["ledger"] = {} if args.replay else Run(args.folder, args.prices, read_only=True).ledger()
+    write_json(args.folder / "report.json", counts)
+    print_report(counts, args.out)
+
+
 def main(argv=None):
-    args = options(argv)
+    args, code = options(argv), 0
     prompts = load_prompts()
     if args.dry_run:
         return estimate(prompts, args)
-    run, code = None, 0
-    if not args.replay:
-        run = Run(args.folder, args.prices, args.budget_usd, args.budget_tokens, read_only=args.report)
     if not args.replay and not args.report:
+        run = Run(args.folder, args.prices, args.budget_usd, args.budget_tokens)
         try:
             client = Client(args, run)
             pools = brainstorm(client, prompts, args)
@@ -959,14 +966,11 @@ def main(argv=None):
         except Stopping as reason:
             print(f"stopped: {reason}; what was answered stays, and the same command goes on from there")
             code = 0 if isinstance(reason, BudgetReached) else 1
+            if run.answered == run.brainstorms.keys():
+                return code
         finally:
             run.close()
-        if not run.answered - run.brainstorms.keys():
-            return code
-    rows = read_answers(args.replay or args.folder / "raw.jsonl", prompts, log=not args.replay)
-    report = write_examples(rows, prompts, args.out) | {"ledger": run.ledger() if run else {}}
-    write_json(args.folder / "report.json", report)
-    print_report(report, args.out)
+    report(args, prompts)
     return code
 
 
