@@ -210,7 +210,7 @@ def logistic_regression(x: np.ndarray, labels: list, test: np.ndarray) -> list:
         value.backward()
         return value
 
-    optimizer = torch.optim.LBFGS([weight], max_iter=1000, tolerance_grad=1e-7, tolerance_change=1e-12,
+    optimizer = torch.optim.LBFGS([weight], max_iter=500, tolerance_grad=1e-5, tolerance_change=1e-10,
                                   line_search_fn="strong_wolfe")
     optimizer.step(loss)
     with torch.no_grad():

@@ -201,3 +201,104 @@ def test_kmeans_lies_within_the_references_spread_over_seeds(spread):
 
 def test_kmeans_copes_with_equal_rows():
     assert len(metrics.kmeans(np.ones((5, 2), np.float32), 3)) == 5
+
+
+# ---------------------------------------------------------------------------------- the mteb package
+
+def mteb_task(name: str, task: dict, rows):
+    """mteb's own task object, holding our data as if it had been downloaded."""
+    import mteb
+    from datasets import Dataset, DatasetDict
+    from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+    harness = mteb.get_tasks(tasks=[name])[0]
+    subset, kind = harness.hf_subsets[0], task["kind"]
+    split = harness.metadata.eval_splits[0]
+    harness.metadata.eval_splits, harness.data_loaded, harness.hf_subsets = [split], True, [subset]
+    if kind == "classification":
+        train = list(evaluate.read_rows(task["folder"] / "train.jsonl"))
+        harness.samples_per_label = task["samples_per_label"]
+        data = DatasetDict({"train": Dataset.from_list(train), split: Dataset.from_list(rows)})
+    elif kind == "pair-classification":
+        columns = {new: [row[old] for row in rows] for new, old in
+                   (("sentence1", "sentence1"), ("sentence2", "sentence2"), ("labels", "label"))}
+        data = DatasetDict({split: Dataset.from_dict(columns)})
+    elif kind == "retrieval":
+        corpus = [{"id": row["_id"], "title": row["title"], "text": row["text"]}
+                  for row in evaluate.read_rows(task["folder"] / "corpus.jsonl")]
+        qrels = evaluate.read_qrels(task["folder"] / "qrels" / f"{task['split']}.tsv")
+        queries = [{"id": row["_id"], "text": row["text"]}
+                   for row in evaluate.read_rows(task["folder"] / "queries.jsonl") if row["_id"] in qrels]
+        data = {split: RetrievalSplitData(corpus=Dataset.from_list(corpus), queries=Dataset.from_list(queries),
+                                          relevant_docs=qrels, top_ranked=None)}
+    elif kind == "reranking":
+        corpus, queries, qrels, top = [], [], {}, {}
+        for q, row in enumerate(row for row in rows if row["positive"] and row["negative"]):
+            query = f"q{q}"
+            queries.append({"id": query, "text": row["query"]})
+            sides = [("apositive", text, 1) for text in row["positive"]] + [("negative", t, 0) for t in row["negative"]]
+            named = {f"{side}_{query}_{i:05}": (text, grade) for i, (side, text, grade) in enumerate(sides)}
+            corpus += [{"id": name, "title": "", "text": text} for name, (text, _) in named.items()]
+            qrels[query], top[query] = {name: grade for name, (_, grade) in named.items()}, list(named)
+        data = {split: RetrievalSplitData(corpus=Dataset.from_list(corpus), queries=Dataset.from_list(queries),
+                                          relevant_docs=qrels, top_ranked=top)}
+    else:
+        data = DatasetDict({split: Dataset.from_list(rows)})
+    harness.dataset = data if subset == "default" and kind not in ("retrieval", "reranking") else {subset: data}
+    return harness, subset
+
+
+HARNESS = {                           # kind -> an mteb task that scores as MTEB (eng, v1) does; how far ours may lie off
+    "sts": ("STSBenchmark", 1e-9), "pair-classification": ("TwitterURLCorpus", 1e-9),
+    "reranking": ("AskUbuntuDupQuestions", 1e-9), "retrieval": ("SciFact", 1e-9),
+    "summarization": ("SummEvalSummarization.v2", 1e-9), "bitext": ("Tatoeba", 1e-9),
+    "classification": ("Banking77Classification", 0.003), "clustering": ("TwentyNewsgroupsClustering", 0.06),
+}
+
+
+def harness_tasks():
+    """data/mini, and the public sets below $PLAIN_E5_EVALDATA where that names a folder of task folders."""
+    extra = os.environ.get("PLAIN_E5_EVALDATA")
+    names = {"STSBenchmark", "STS12", "STS16", "SciFact", "Cranfield", "XQuADRetrieval/en", "XQuADRetrieval/zh", "SummEval",
+             "Banking77Classification", "AmazonCounterfactualClassification/en", "EmotionClassification",
+             "TwitterURLCorpus", "TrecQAReranking", "StackOverflowClustering",
+             "Tatoeba/deu-eng", "Tatoeba/jpn-eng", "Tatoeba/swh-eng"}
+    found = evaluate.find_tasks([str(MINI)])
+    return found + [task for task in evaluate.find_tasks([extra]) if task["name"] in names] if extra else found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", harness_tasks(), ids=lambda task: task["name"])
+def test_scores_equal_mtebs_on_the_same_vectors(task, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import mteb
+    from mteb_adapter import MTEBModel
+    kind, model = task["kind"], HashEmbedder()
+    args = evaluate.parse_arguments(["model"])
+    encoder = evaluate.Encoder(model, args, ["a"])
+    ours = evaluate.SCORERS[kind][0](task, encoder, args)
+    rows = [] if kind == "retrieval" else evaluate.read_test(task)
+    names = [HARNESS[kind]] + ([("SummEval", 1e-9)] if kind == "summarization" else [])
+    for name, tolerance in names:
+        harness, subset = mteb_task(name, task, rows)
+        result = mteb.evaluate(MTEBModel(model), [harness], cache=None, show_progress_bar=False)
+        theirs = result.task_results[0].scores[harness.metadata.eval_splits[0]][0]
+        pairs = {"sts": ["cosine_spearman"], "retrieval": ["ndcg_at_10", "recall_at_100", "map_at_1000"],
+                 "pair-classification": ["cosine_ap", "dot_ap", "euclidean_ap", "manhattan_ap", "max_ap"],
+                 "bitext": ["f1", "accuracy"]}.get(kind, [])
+        for metric in pairs:
+            assert ours[metric] == pytest.approx(theirs[metric], abs=tolerance), metric
+        main = "cosine_spearman_with_p_values" if name == "SummEval" else evaluate.SCORERS[kind][1]
+        print(f"{task['name']}: ours {ours[main]:.9f}, mteb {theirs['main_score']:.9f}")
+        assert ours[main] == pytest.approx(theirs["main_score"], abs=tolerance)
+
+
+@pytest.mark.slow
+def test_mtebs_mock_run_passes_on_a_real_model(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import mteb
+    from mteb.mocks.mock_run import mock_run
+    from mteb_adapter import MTEBModel
+    results = mock_run(MTEBModel(HashEmbedder()))
+    states = {name: state for name, state in results.task_results.items() if state is not None}
+    failed = [name for name, state in states.items() if not isinstance(state, mteb.results.TaskResult)]
+    assert len(states) >= 25 and failed == []
