@@ -332,20 +332,18 @@ def load_decoder(folder: Path, device, dtype, **overrides) -> Decoder:
     state, head = {}, None
     for file in files:
         with open_safetensors(file) as tensors:
-            for key in tensors.keys():
-                name = key.removeprefix("model.")
-                if name == "lm_head.weight":              # no use for it, except as the tied embedding
-                    head = file
-                    continue
-                if name.endswith("rotary_emb.inv_freq"):  # a constant that old checkpoints store
-                    continue
-                if name not in shapes:
-                    raise UserError(f"{file}: tensor {key} has no place in a {config.num_hidden_layers}-layer model")
-                state[name] = read_tensor(tensors, key, shapes[name], file, device, dtype)
-    if config.tie_word_embeddings and head and "embed_tokens.weight" not in state:
-        with open_safetensors(head) as tensors:
-            shape = shapes["embed_tokens.weight"]
-            state["embed_tokens.weight"] = read_tensor(tensors, "lm_head.weight", shape, head, device, dtype)
+            keys = list(tensors.keys())
+        for key in keys:
+            name = key.removeprefix("model.")
+            if name == "lm_head.weight":                  # no use for it, except as the tied embedding
+                head = file
+            elif name in shapes:
+                state[name] = read_tensor(file, key, shapes[name], device, dtype)
+            elif not name.endswith("rotary_emb.inv_freq"):        # a constant that old checkpoints store
+                raise UserError(f"{file}: tensor {key} has no place in a {config.num_hidden_layers}-layer model")
+    name = "embed_tokens.weight"
+    if config.tie_word_embeddings and head and name not in state:
+        state[name] = read_tensor(head, "lm_head.weight", shapes[name], device, dtype)
     missing = sorted(shapes.keys() - state.keys())
     if missing:
         raise UserError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
@@ -353,11 +351,13 @@ def load_decoder(folder: Path, device, dtype, **overrides) -> Decoder:
     return decoder.requires_grad_(False).eval()
 
 
-def read_tensor(tensors, key, shape, file, device, dtype):
-    found = tuple(tensors.get_slice(key).get_shape())
-    if found != tuple(shape):
-        raise UserError(f"{file}: tensor {key} has shape {found}, wanted {tuple(shape)}")
-    return tensors.get_tensor(key).to(device=device, dtype=dtype)
+def read_tensor(file: Path, key: str, shape, device, dtype) -> torch.Tensor:
+    """One tensor of a mapped file. The map is its own: after a cast, its pages leave memory with it."""
+    with open_safetensors(file) as tensors:
+        found = tuple(tensors.get_slice(key).get_shape())
+        if found != tuple(shape):
+            raise UserError(f"{file}: tensor {key} has shape {found}, wanted {tuple(shape)}")
+        return tensors.get_tensor(key).to(device=device, dtype=dtype)
 
 
 def load_adapter(decoder: Decoder, folder: Path) -> None:
