@@ -16,6 +16,7 @@ import pytest
 
 import batch
 import generate
+import llm
 from fault_server import answer_text
 
 ROOT = Path(__file__).parent.parent
@@ -130,7 +131,7 @@ def go(tmp_path, monkeypatch):
 
 
 def answers(folder):
-    return collections.Counter(row["id"] for row in generate.read_jsonl(folder / "raw.jsonl")
+    return collections.Counter(row["id"] for row in llm.read_jsonl(folder / "raw.jsonl")
                                if row["step"] == "generate")
 
 
@@ -182,7 +183,7 @@ def test_no_progress_ends_the_run(go):
 def test_a_refused_batch_is_named_and_can_be_sent_again(go):
     server = BatchServer()
     server.fail_validation = "model m is not for batches"
-    with pytest.raises(generate.UserError, match="model m is not for batches"):
+    with pytest.raises(llm.UserError, match="model m is not for batches"):
         go(server)
     server.fail_validation = None
     assert go(server) == 0 and answers(go.folder) == dict.fromkeys(range(120), 1)

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import generate
+import llm
 from fault_server import FaultServer
 
 ROOT = Path(__file__).parent.parent
@@ -93,7 +94,7 @@ def test_a_placeholder_without_values_is_a_user_error(tmp_path):
     for path in generate.PROMPTS.iterdir():
         (tmp_path / path.name).write_text(path.read_text("utf-8"), "utf-8")
     (tmp_path / "sts.txt").write_text("Write {poem} in {language}.")
-    with pytest.raises(generate.UserError, match="poem"):
+    with pytest.raises(llm.UserError, match="poem"):
         generate.load_prompts(tmp_path)
 
 
@@ -349,11 +350,11 @@ def live(tmp_path, monkeypatch):
 
 
 def raw_ids(folder, step="generate"):
-    return [row["id"] for row in generate.read_jsonl(folder / "raw.jsonl") if row["step"] == step]
+    return [row["id"] for row in llm.read_jsonl(folder / "raw.jsonl") if row["step"] == step]
 
 
 def started(folder):
-    return list(generate.read_jsonl(folder / "started.jsonl"))
+    return list(llm.read_jsonl(folder / "started.jsonl"))
 
 
 def test_a_run_asks_each_index_once_and_extends(live):
@@ -362,12 +363,12 @@ def test_a_run_asks_each_index_once_and_extends(live):
     assert sorted(raw_ids(live.folder)) == list(range(40))
     tasks = (live.folder / "tasks.jsonl").read_text()
     assert len(tasks.splitlines()) == 60
-    first = {row["id"]: row for row in generate.read_jsonl(live.folder / "raw.jsonl")}
+    first = {row["id"]: row for row in llm.read_jsonl(live.folder / "raw.jsonl")}
     asked = server.requests
     assert live(server) == 0 and server.requests == asked  # nothing is asked twice
     assert live(server, n=70) == 0 and server.requests == asked + 30
     assert (live.folder / "tasks.jsonl").read_text() == tasks
-    rows = list(generate.read_jsonl(live.folder / "raw.jsonl"))
+    rows = list(llm.read_jsonl(live.folder / "raw.jsonl"))
     assert sorted(raw_ids(live.folder)) == list(range(70))
     assert {row["id"]: row for row in rows if row["id"] in first} == first
     for row in rows:  # what was sent is what the settings say, and nothing else
@@ -447,7 +448,7 @@ def test_backoff_grows_and_tries_are_bounded(live):
 ])
 def test_hopeless_answers_stop_at_once(live, status, error, words):
     server = FaultServer(scripted=lambda *_: (status, {"error": error}, {"Location": "http://127.0.0.1:1/"}))
-    with pytest.raises(generate.UserError) as caught:
+    with pytest.raises(llm.UserError) as caught:
         live(server, "--concurrency", "2")
     assert words in str(caught.value) and "\n" not in str(caught.value) and KEY not in str(caught.value)
     assert server.requests <= 2
@@ -475,7 +476,7 @@ def test_fields_that_a_server_refuses_are_switched_once(live, field, message):
 
 def test_a_field_refused_under_both_names_stops(live):
     server = FaultServer(scripted=lambda *_: (400, {"error": {"message": "max_tokens, max_completion_tokens: no"}}, {}))
-    with pytest.raises(generate.UserError, match="max_completion_tokens"):
+    with pytest.raises(llm.UserError, match="max_completion_tokens"):
         live(server, "--concurrency", "1")
     assert server.requests == 2
 
@@ -518,7 +519,7 @@ def test_the_key_appears_nowhere(live, capfd):
 def test_unsafe_or_broken_settings_are_refused(tmp_path, monkeypatch, url, key, words):
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(generate.UserError) as caught:
+    with pytest.raises(llm.UserError) as caught:
         generate.main(["--model", "m", "--out", str(tmp_path / "x.jsonl")])
     assert words in str(caught.value) and (not key or key not in str(caught.value)) and "pass" not in str(caught.value)
 
@@ -562,7 +563,7 @@ def test_tries_that_may_be_paid_count_against_the_budget(live):
 
 
 def test_a_budget_needs_prices(tmp_path):
-    with pytest.raises(generate.UserError, match="--price b:IN:OUT"):
+    with pytest.raises(llm.UserError, match="--price b:IN:OUT"):
         generate.main(["--model", "a", "--model", "b", "--price", "a:1:2", "--budget-usd", "1",
                        "--out", str(tmp_path / "x.jsonl")])
 
@@ -588,7 +589,7 @@ def test_a_broken_line_in_the_middle_is_named(live):
     lines = raw.read_text().splitlines(keepends=True)
     lines[2] = "garbage\n"
     raw.write_text("".join(lines))
-    with pytest.raises(generate.UserError, match=r"raw\.jsonl:3"):
+    with pytest.raises(llm.UserError, match=r"raw\.jsonl:3"):
         live(FaultServer(), n=5)
 
 
@@ -605,9 +606,9 @@ def test_a_full_disk_leaves_no_torn_line(tmp_path):
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    generate.append(open(tmp_path / "log", "ab", buffering=0), {"a": 1})
-    with pytest.raises(generate.UserError, match="disk"):
-        generate.append(Full(tmp_path / "log"), {"b": "long enough"})
+    llm.append(open(tmp_path / "log", "ab", buffering=0), {"a": 1})
+    with pytest.raises(llm.UserError, match="disk"):
+        llm.append(Full(tmp_path / "log"), {"b": "long enough"})
     assert (tmp_path / "log").read_text() == '{"a": 1}\n'
 
 
@@ -617,7 +618,7 @@ def test_other_settings_are_refused(live, flags, words):
     server = FaultServer()
     live(server, n=5)
     asked = server.requests
-    with pytest.raises(generate.UserError, match=words):
+    with pytest.raises(llm.UserError, match=words):
         live(server, *flags, n=5)
     assert server.requests == asked
 
@@ -627,16 +628,16 @@ def test_changed_tasks_or_prompts_are_refused(live, monkeypatch):
     live(server, n=5)
     with (live.folder / "tasks.jsonl").open("a") as file:
         file.write('{"type": "sts", "task": "More."}\n')
-    with pytest.raises(generate.UserError, match="tasks.jsonl"):
+    with pytest.raises(llm.UserError, match="tasks.jsonl"):
         live(server, n=6)
     monkeypatch.setattr(generate, "load_prompts", lambda: PROMPTS | {"num_tasks": 21})
-    with pytest.raises(generate.UserError, match="prompts"):
+    with pytest.raises(llm.UserError, match="prompts"):
         live(server, n=6)
 
 
 def test_one_process_at_a_time(live):
-    holder = generate.Run(live.folder, {})
-    with pytest.raises(generate.UserError, match="another process"):
+    holder = llm.Run(live.folder, {})
+    with pytest.raises(llm.UserError, match="another process"):
         live(FaultServer())
     holder.lock.close()
     assert live(FaultServer(), n=5) == 0
@@ -658,7 +659,7 @@ def test_brainstorming_ends_when_nothing_new_comes(live):
 
 def test_a_model_that_lists_no_tasks_is_named(live):
     server = FaultServer(scripted=lambda *_: (200, {"choices": [{"message": {"content": "No."}}]}, {}))
-    with pytest.raises(generate.UserError, match="no task could be read"):
+    with pytest.raises(llm.UserError, match="no task could be read"):
         live(server)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import generate
+import llm
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -43,18 +44,18 @@ def start(url, *flags, **kwargs):
 
 
 def rows_of(folder, name="raw"):
-    return list(generate.read_jsonl(folder / f"{name}.jsonl"))
+    return list(llm.read_jsonl(folder / f"{name}.jsonl"))
 
 
 def freeze_tasks(folder):
     """Puts one brainstorm a type into raw.jsonl, for servers that can't write any."""
     folder.mkdir(parents=True)
     prompts = generate.load_prompts()
-    with generate.open_log(folder / "raw.jsonl") as file:
+    with llm.open_log(folder / "raw.jsonl") as file:
         for kind, task in prompts["task_types"].items():
             if task["brainstorm"]:
                 tasks = json.dumps([f"Given a {kind} text, find its number {i}." for i in range(20)])
-                generate.append(file, generate.brainstorm_at(kind, 0, 0, prompts, {"m": 1}) | {
+                llm.append(file, generate.brainstorm_at(kind, 0, 0, prompts, {"m": 1}) | {
                     "response": tasks, "usage": {"prompt_tokens": 0, "completion_tokens": 0}})
 
 

@@ -27,13 +27,14 @@ import requests
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import generate  # noqa: E402
-from generate import BudgetReached, Retry, Stopping, UserError, write_json  # noqa: E402
+import llm  # noqa: E402
+from llm import BudgetReached, Retry, Stopping, UserError, write_json  # noqa: E402
 
 MAX_REQUESTS, MAX_BYTES = 50_000, 190_000_000  # OpenAI's limits for one file are 50,000 and 200 MB
 OVER = ("completed", "expired", "cancelled", "failed")
 
 
-class BatchClient(generate.Client):
+class BatchClient(llm.Client):
     """A Client that also speaks the files and batches endpoints."""
 
     def call(self, method, path, lookup=None, **kwargs):
@@ -56,8 +57,8 @@ class BatchClient(generate.Client):
                     if status == 200:
                         return response
                     self.trouble = f"status {status}: {response.text}"
-            if status is not None and status not in generate.RETRY:
-                hint = generate.HINTS.get(status, "no retry would help")
+            if status is not None and status not in llm.RETRY:
+                hint = llm.HINTS.get(status, "no retry would help")
                 raise UserError(f"{self.shown}{path} answered {self.tidy(self.trouble)} ({hint})")
             self.wait(failures, headers_of, everyone=False)
         raise Stopping(f"{path} failed {self.args.tries} times: {self.tidy(self.trouble)}")
@@ -77,7 +78,7 @@ class Part:
     @property
     def tokens(self):
         """The most that the batch can use, a Counter like Run.reserved."""
-        return generate.tokens_of(self.state["model"], self.state["tokens_in"], self.state["tokens_out"])
+        return llm.tokens_of(self.state["model"], self.state["tokens_in"], self.state["tokens_out"])
 
     def ids(self):
         return [int(json.loads(line)["custom_id"]) for line in self.path.open(encoding="utf-8")]
@@ -132,7 +133,7 @@ class Part:
         run, sent = client.run, set(self.ids())
         for kind in ("output", "errors"):
             path = self.path.with_suffix(f".{kind}.jsonl")
-            for row in generate.read_jsonl(path, log=False) if path.exists() else ():
+            for row in llm.read_jsonl(path, log=False) if path.exists() else ():
                 key, response = int(row["custom_id"]), row.get("response") or {}
                 if key not in sent or key in run.answered or not response:
                     continue
@@ -144,7 +145,7 @@ class Part:
                 except Retry:
                     continue
                 if answer is not None:
-                    generate.append(run.raw, answer | {"batch": self.state["batch"]})
+                    llm.append(run.raw, answer | {"batch": self.state["batch"]})
                     run.count_answer(answer)
         self.note(status="joined")
 
@@ -167,11 +168,11 @@ def write_parts(todo, folder, client, prompts, part_size):
 
     for request in todo:
         message, model = generate.render(prompts, **request), request["model"]
-        tokens = len(message.encode()) // 3 + 50, client.args.max_answer_tokens
-        if not run.fits(generate.tokens_of(model, *tokens)):
+        tokens = llm.most_tokens(message), client.args.max_answer_tokens
+        if not run.fits(llm.tokens_of(model, *tokens)):
             print("the budget leaves no room for more requests")
             break
-        run.reserved.update(generate.tokens_of(model, *tokens))
+        run.reserved.update(llm.tokens_of(model, *tokens))
         line = json.dumps({"custom_id": str(request["id"]), "method": "POST", "url": "/v1/chat/completions",
                            "body": client.body(request, message)}) + "\n"
         if model in lines and (len(lines[model]) == part_size or sizes[model] + len(line) > MAX_BYTES):
@@ -225,7 +226,7 @@ def main(argv=None):
     flags, rest = parser.parse_known_args(argv)
     args = generate.options(rest)
     prompts, run, code = generate.load_prompts(), None, 0
-    run = generate.Run(args.folder, args.prices, args.budget_usd, args.budget_tokens)
+    run = llm.Run(args.folder, args.prices, args.budget_usd, args.budget_tokens)
     try:
         client = BatchClient(args, run)
         run_batches(args, flags, client, prompts, generate.brainstorm(client, prompts, args))
