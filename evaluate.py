@@ -15,9 +15,9 @@ A task is a folder: task.json (name, kind, metric, prompt, split) and JSON lines
     clustering           one set a line: sentences [..], labels [..]
     summarization        human_summaries [..], machine_summaries [..], relevance [..]
 
-A row's own `prompt` overrides the task's. As the released model was scored, queries and documents of every
-kind get the instruction, except retrieval's documents, and all vectors are normalised, except
-classification's. The metrics are in metrics.py and agree with the mteb package on the same vectors.
+A row's own `prompt` overrides the task's. As the released model was scored, all texts get the instruction
+except retrieval's documents, and all vectors are normalised except classification's. The metrics are in
+metrics.py and agree with the mteb package's on the same vectors.
 """
 import argparse
 import hashlib
@@ -25,7 +25,9 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,7 @@ CATEGORIES = {                        # kind -> MTEB's name for it, in the order
 }
 BLOCK = 256                           # texts: the unit of progress, of the cache and of sharing among ranks
 TOP_K = 1000                          # documents kept for each query, as in mteb
+NUMBER, LABEL = (int, float), (int, str)
 
 
 def parse_arguments(argv):
@@ -51,7 +54,8 @@ def parse_arguments(argv):
     add("models", nargs="+", help="run folders or Hugging Face folders")
     add("--names", nargs="+", help="what to call them (default: the folders' names)")
     add("--tasks", nargs="+", default=["data/mini"], help="task folders, or folders that hold some")
-    add("--out", help="write the scores as JSON")
+    add("--benchmark", help="a list in prompts/tasks.json, such as eng-v1: name its missing tasks, show its published scores")
+    add("--out", type=Path, help="write the scores as JSON")
     add("--max-length", type=int, default=512, help="tokens of a text, BOS and EOS included")
     add("--pooling", help="last, mean or weighted-mean (default: as the run was trained)")
     add("--device")
@@ -63,6 +67,10 @@ def parse_arguments(argv):
              "reranking, as mteb 2 has it; all; none")
     add("--normalize", default="released", choices=("released", "always", "never"),
         help="unit vectors: for all kinds but classification; for all; for none")
+    add("--dim", type=int, nargs="+", default=[0], help="keep the first so many values of a vector (0: all)")
+    add("--quantize", nargs="+", default=["none"], choices=("none", "int8", "binary"),
+        help="how documents are stored; queries of retrieval and reranking stay as they are. With several values "
+             "here or in --dim each model is scored in every combination")
     add("--cache", type=Path, help="keep vectors in this folder; a rerun goes on where the last one stopped")
     args = parser.parse_args(argv)
     args.names = args.names or [Path(model).name for model in args.models]
@@ -91,8 +99,19 @@ def find_tasks(folders: list[str]) -> list[dict]:
     return sorted(tasks.values(), key=lambda task: (order.index(task["kind"]), task["name"]))
 
 
+def fits(value, kind) -> bool:
+    """kind: a type, a tuple of types, or a list of one of them for a list.
+
+    >>> fits(["a", "b"], [str]), fits(["a", 1], [str]), fits(2, (int, float))
+    (True, False, True)
+    """
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(isinstance(item, kind[0]) for item in value)
+    return isinstance(value, kind)
+
+
 def read_rows(path: Path, **kinds):
-    """Yield the objects of a JSON lines file; each must hold the given keys with values of the given types."""
+    """Yield the objects of a JSON lines file; each must hold the given keys, with values that fit."""
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
@@ -102,15 +121,14 @@ def read_rows(path: Path, **kinds):
                     row = json.loads(line)
                 except ValueError as error:
                     raise UserError(f"{path}:{number}: not JSON ({error})") from None
-                for key, kind in kinds.items():
-                    if not isinstance(row, dict) or not isinstance(row.get(key), kind):
-                        wanted = "/".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-                        raise UserError(f"{path}:{number}: needs {key!r}, a {wanted}")
+                wrong = [key for key, kind in kinds.items() if not isinstance(row, dict) or not fits(row.get(key), kind)]
+                if wrong:
+                    raise UserError(f"{path}:{number}: {wrong[0]!r} is missing or of the wrong type")
                 yield row
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
 
 
 def read_test(task: dict, **kinds) -> list[dict]:
@@ -126,8 +144,8 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     qrels = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', 'not UTF-8')}") from None
     for number, line in enumerate(lines, 1):
         try:
             query, document, grade = line.split("\t")
@@ -156,17 +174,27 @@ class Vectors:
 class Encoder:
     """An Embedder with what a long evaluation needs: progress, a cache on disk, several processes."""
 
-    def __init__(self, embedder, args, sample: list[str]):
+    def __init__(self, embedder, args, tasks: list[dict]):
         self.embedder, self.args = embedder, args
         self.rank, self.world = rank_and_world()
-        self.label = ""
+        self.label, self.dim, self.quantize = "", 0, "none"
+        files = [path for task in tasks for path in task["folder"].glob("*.jsonl")]
+        with open(files[0], encoding="utf-8", errors="replace") as file:
+            text = file.read(8192) or "empty"
+        sample = [text[i:i + 256] for i in range(0, len(text), 256)]
         embedder.encode(sample[:1])                                  # the first call pays for start-up
         start = time.time()
-        probe = embedder.encode(sample, "probe", normalize=False)
-        self.seconds_per_byte = (time.time() - start) / sum(len(text.encode()) for text in sample)
-        # What names a model in the cache is what it does: its vectors of the sample, bit for bit.
-        described = f"{args.max_length} {args.pooling} {args.dtype} {probe.numpy().tobytes().hex()}"
-        self.identity = hashlib.sha256(described.encode()).hexdigest()
+        probe = embedder.encode(sample, normalize=False)
+        rate = len(text.encode()) / (time.time() - start) * self.world
+        size = sum(path.stat().st_size for path in files)
+        say(f"  {len(tasks)} tasks, {size / 1e6:.1f} MB of text, at most about {size / rate / 60:.1f} minutes")
+        # What names a model in the cache is what it does: its vectors of a sample, bit for bit.
+        self.size, described = probe.shape[1], f"{args.max_length} {args.pooling} {args.dtype} {text}".encode()
+        self.identity = hashlib.sha256(described + probe.numpy().tobytes()).hexdigest()
+
+    def bytes_per_vector(self) -> int:
+        size = self.dim or self.size
+        return {"none": 4 * size, "int8": size + 4, "binary": math.ceil(size / 8)}[self.quantize]
 
     def embed(self, pairs, normalize=True, share=True) -> Vectors:
         """Embed each distinct (prompt, text) once, longest first, in blocks.
@@ -177,19 +205,21 @@ class Encoder:
         blocks = [slice(i, i + BLOCK) for i in range(0, len(pairs), BLOCK)]
         if share:
             blocks = blocks[self.rank::self.world]
-        matrix, start, shown = None, time.time(), time.time()
+        matrix, start, shown = torch.zeros(len(pairs), self.size), time.time(), time.time()
         for done, block in enumerate(blocks):
-            found = self.block(pairs[block])
-            if matrix is None:
-                matrix = torch.zeros(len(pairs), found.shape[1])
-            matrix[block] = found
+            matrix[block] = self.block(pairs[block])
             if self.rank == 0 and time.time() - shown > 5:
                 shown = time.time()
                 left = (shown - start) / (done + 1) * (len(blocks) - done - 1)     # longest first: an upper bound
                 print(f"  {self.label}: {sum(len(pairs[b]) for b in blocks[:done + 1])} of {len(pairs)} texts, "
                       f"{shown - start:.0f} s, at most {left:.0f} s left", file=sys.stderr, flush=True)
         if share and self.world > 1:
-            matrix = sum_over_ranks(matrix, len(pairs), self.embedder.device)
+            matrix = matrix.to(self.embedder.device)                 # rows of other ranks are zero here
+            dist.all_reduce(matrix)
+            matrix = matrix.cpu()
+        if not matrix.isfinite().all():
+            raise UserError(f"{self.label}: the model yields infinities or NaN; try --dtype float32")
+        matrix = matrix[:, :self.dim or None]                        # Matryoshka cut, before the norm
         return Vectors(pairs, F.normalize(matrix, dim=1) if normalize else matrix)
 
     def block(self, pairs) -> torch.Tensor:
@@ -213,16 +243,6 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def sum_over_ranks(matrix, rows: int, device) -> torch.Tensor:
-    """Sum each rank's [rows, D], zero where others filled it; a rank that had no block has None."""
-    width = torch.tensor(0 if matrix is None else matrix.shape[1], device=device)
-    dist.all_reduce(width, dist.ReduceOp.MAX)
-    matrix = torch.zeros(rows, int(width)) if matrix is None else matrix
-    matrix = matrix.to(device)
-    dist.all_reduce(matrix)
-    return matrix.cpu()
-
-
 # ------------------------------------------------------------------------------------ vectors -> scores
 # One function a kind: (task, encoder, args) -> {metric: score}.
 
@@ -244,11 +264,11 @@ def embed_columns(task, rows, encoder, args, *columns) -> list[torch.Tensor]:
     """One [n, D] for each of the columns that hold a text a row."""
     pairs = [[pair for row in rows for pair in prompted(task, row, row[column], args)] for column in columns]
     vectors = encoder.embed(sum(pairs, []), normalized(task, args))
-    return [vectors(column) for column in pairs]
+    return [metrics.quantize(vectors(column), encoder.quantize) for column in pairs]
 
 
 def score_sts(task, encoder, args):
-    rows = read_test(task, sentence1=str, sentence2=str, score=(int, float))
+    rows = read_test(task, sentence1=str, sentence2=str, score=NUMBER)
     a, b = embed_columns(task, rows, encoder, args, "sentence1", "sentence2")
     cosine = metrics.paired_cosine(a.numpy(), b.numpy())
     return {"cosine_spearman": metrics.spearman([row["score"] for row in rows], cosine)}
@@ -270,8 +290,8 @@ def score_bitext(task, encoder, args):
 
 def score_classification(task, encoder, args):
     """Ten logistic regressions, each on a few samples per label, each tested on the whole split."""
-    train = list(read_rows(task["folder"] / "train.jsonl", text=str, label=(str, int)))
-    test = read_test(task, text=str, label=(str, int))
+    train = list(read_rows(task["folder"] / "train.jsonl", text=str, label=LABEL))
+    test = read_test(task, text=str, label=LABEL)
     samples = metrics.sample_per_label([row["label"] for row in train], task.get("samples_per_label", 8))
     used = sorted(set(sum(samples, [])))
     place = {row: i for i, row in enumerate(used)}
@@ -290,7 +310,9 @@ def score_classification(task, encoder, args):
 def score_clustering(task, encoder, args):
     """V-measure of k-means with as many clusters as labels, mean over the sets."""
     found = []
-    for row in read_test(task, sentences=list, labels=list):
+    for row in read_test(task, sentences=[str], labels=[LABEL]):
+        if len(row["sentences"]) != len(row["labels"]):
+            raise UserError(f"{task['folder']}: a set has {len(row['sentences'])} sentences, {len(row['labels'])} labels")
         if len(set(row["labels"])) < 2:
             found.append(1.0)                                        # by definition, as in mteb
             continue
@@ -302,14 +324,18 @@ def score_clustering(task, encoder, args):
 
 def score_summarization(task, encoder, args):
     """A machine summary's score is its highest cosine to a human one; Spearman to the ratings, mean over texts."""
-    rows = read_test(task, human_summaries=list, machine_summaries=list, relevance=list)
-    sides = [[prompted(task, row, row[side], args) for row in rows] for side in ("human_summaries", "machine_summaries")]
+    rows = read_test(task, human_summaries=[str], machine_summaries=[str], relevance=[NUMBER])
+    if any(len(row["machine_summaries"]) != len(row["relevance"]) or not row["human_summaries"] for row in rows):
+        raise UserError(f"{task['folder']}: each text needs human summaries, and as many ratings as machine summaries")
+    sides = [[prompted(task, row, row[side], args) for row in rows]
+             for side in ("human_summaries", "machine_summaries")]
     vectors = encoder.embed([pair for side in sides for row in side for pair in row], normalized(task, args))
     found, p_values = [], []
     for row, human, machine in zip(rows, *sides):
-        human = F.normalize(vectors(human), dim=1)
+        human, machine = (metrics.quantize(vectors(side), encoder.quantize) for side in (human, machine))
+        human, machine = F.normalize(human, dim=1), F.normalize(machine, dim=1)
         # One summary at a time: a batched product rounds equal rows differently and loses their ties.
-        predicted = [float((F.normalize(v, dim=0)[None] @ human.T).max()) for v in vectors(machine)]
+        predicted = [float((row[None] @ human.T).max()) for row in machine]
         if len(set(predicted)) == 1 or len(set(row["relevance"])) == 1:
             continue                                                 # no ranking to compare: as in mteb
         found.append(metrics.spearman(row["relevance"], predicted))
@@ -323,7 +349,7 @@ def score_summarization(task, encoder, args):
 
 def score_reranking(task, encoder, args):
     """Mean average precision; at equal scores the negatives stand first, as mteb's document ids make them."""
-    rows = read_test(task, query=(str, list), positive=list, negative=list)
+    rows = read_test(task, query=(str, list), positive=[str], negative=[str])
     used = [row for row in rows if row["positive"] and row["negative"]]
     if not used:
         raise UserError(f"{task['folder']}: no row has both positive and negative texts")
@@ -332,7 +358,8 @@ def score_reranking(task, encoder, args):
     vectors = encoder.embed([pair for row in queries + documents for pair in row], normalized(task, args))
     found = []
     for row, query, document in zip(used, queries, documents):
-        query, document = (F.normalize(vectors(side), dim=1) for side in (query, document))
+        query = F.normalize(vectors(query), dim=1)
+        document = F.normalize(metrics.quantize(vectors(document), encoder.quantize), dim=1)
         scores = (query @ document.T).max(0).values.tolist()         # the best of several sub-queries
         names = ["a" if i < len(row["positive"]) else "b" for i in range(len(scores))]
         scores = {f"{name}{i:05}": score for i, (name, score) in enumerate(zip(names, scores))}
@@ -350,11 +377,10 @@ def document_text(row: dict) -> str:
 def score_retrieval(task, encoder, args):
     """nDCG@10 of the best documents by cosine. The corpus passes through in chunks; see `search`."""
     qrels = read_qrels(task["folder"] / "qrels" / f"{task['split']}.tsv")
-    queries = {row["_id"]: row for row in read_rows(task["folder"] / "queries.jsonl", _id=str, text=str)}
-    unknown = len(qrels.keys() - queries.keys())
-    queries = [row for row in queries.values() if row["_id"] in qrels]
-    if not queries:
-        raise UserError(f"{task['folder']}: no query of queries.jsonl is judged in qrels/{task['split']}.tsv")
+    queries = [row for row in read_rows(task["folder"] / "queries.jsonl", _id=str, text=str) if row["_id"] in qrels]
+    judged = {row["_id"] for row in queries}
+    if not queries or len(judged) < len(queries):
+        raise UserError(f"{task['folder']}/queries.jsonl: " + ("two queries share an id" if queries else "none is judged"))
     pairs = [prompted(task, row, row["text"], args)[0] for row in queries]
     query_vectors = encoder.embed(pairs, normalized(task, args))(pairs).to(encoder.embedder.device)
     corpus = task["folder"] / "corpus.jsonl"
@@ -365,9 +391,9 @@ def score_retrieval(task, encoder, args):
             if number % encoder.world == encoder.rank:
                 pairs = [prompted(task, {}, document_text(row), args, document=True)[0] for row in rows]
                 vectors = encoder.embed(pairs, normalized(task, args), share=False)
-                yield first, vectors(pairs).to(encoder.embedder.device)
+                yield first, metrics.quantize(vectors(pairs).to(encoder.embedder.device), encoder.quantize)
 
-    scores, numbers = search(query_vectors, chunks(), TOP_K)
+    scores, numbers = metrics.search(query_vectors, chunks(), TOP_K, encoder.quantize == "binary")
     # Ids are looked up only now, by reading the corpus again, so that memory does not grow with it.
     wanted = set(numbers.flatten().tolist())
     ids = {i: row["_id"] for i, row in enumerate(read_rows(corpus)) if i in wanted}
@@ -383,45 +409,19 @@ def score_retrieval(task, encoder, args):
         found["recall_at_100"].append(metrics.recall(relevance, ranking, 100))
         found["map_at_1000"].append(metrics.ranked_average_precision(relevance, ranking))
     means = {name: round(sum(values) / len(values), 5) for name, values in found.items()}
-    return {**means, "skipped": unknown}
+    return {**means, "skipped": len(qrels.keys() - judged)}          # judged queries that are not there
 
 
 def in_chunks(rows, size: int):
-    """Yield (number of the first row, up to `size` rows)."""
-    first, held = 0, []
-    for row in rows:
-        held.append(row)
-        if len(held) == size:
-            yield first, held
-            first, held = first + size, []
-    if held:
-        yield first, held
+    """Yield (number of the first row, up to `size` rows).
 
-
-def search(queries: torch.Tensor, chunks, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k best documents of each query, over all ranks: cosines and document numbers, [Q, k] each.
-
-    chunks yields (number of the first document, vectors [n, D]). Only the running best are kept, so memory
-    is Q * k and a chunk, however large the corpus. Places that no document fills hold -inf and -1.
+    >>> list(in_chunks(iter("abc"), 2))
+    [(0, ['a', 'b']), (2, ['c'])]
     """
-    queries = F.normalize(queries, dim=1)
-    scores = torch.full((len(queries), k), -math.inf, device=queries.device)
-    numbers = torch.full((len(queries), k), -1, dtype=torch.long, device=queries.device)
-    for first, documents in chunks:
-        documents = F.normalize(documents, dim=1)
-        new = torch.arange(first, first + len(documents), device=queries.device)
-        for part in torch.arange(len(queries), device=queries.device).split(1024):
-            candidates = torch.cat((scores[part], queries[part] @ documents.T), 1)       # [q, k + n]
-            scores[part], best = candidates.topk(k, dim=1)
-            numbers[part] = torch.cat((numbers[part], new.expand(len(part), -1)), 1).gather(1, best)
-    if dist.is_initialized():
-        world = dist.get_world_size()
-        gathered = [[torch.empty_like(t) for _ in range(world)] for t in (scores, numbers)]
-        for t, parts in zip((scores, numbers), gathered):
-            dist.all_gather(parts, t)
-        scores, best = torch.cat(gathered[0], 1).topk(k, dim=1)
-        numbers = torch.cat(gathered[1], 1).gather(1, best)
-    return scores.cpu(), numbers.cpu()
+    first = 0
+    while held := list(islice(rows, size)):
+        yield first, held
+        first += len(held)
 
 
 SCORERS = {
@@ -434,14 +434,8 @@ SCORERS = {
 
 # ------------------------------------------------------------------------------------------------ main
 
-def evaluate(embedder, tasks: list[dict], args) -> dict:
-    """Score one model: {"average", "categories", "tasks", "details"}, all scores from 0 to 1."""
-    sizes = [sum(path.stat().st_size for path in task["folder"].glob("*.jsonl")) for task in tasks]
-    with open(next(tasks[0]["folder"].glob("*.jsonl")), encoding="utf-8", errors="replace") as file:
-        text = file.read(8192) or "empty"
-    encoder = Encoder(embedder, args, [text[i:i + 256] for i in range(0, len(text), 256)])
-    say(f"  {len(tasks)} tasks, {sum(sizes) / 1e6:.1f} MB of text, at most about "
-        f"{sum(sizes) * encoder.seconds_per_byte / encoder.world / 60:.1f} minutes")
+def evaluate(encoder: Encoder, tasks: list[dict], args) -> dict:
+    """Score one model: {"average", "categories", "tasks", "details"}, all scores from 0 to 1, None if undefined."""
     details = {}
     for task in tasks:
         start, encoder.label = time.time(), task["name"]
@@ -450,48 +444,74 @@ def evaluate(embedder, tasks: list[dict], args) -> dict:
         metric = task.get("metric", metric)
         if metric not in scores:
             raise UserError(f"{task['folder']}/task.json: metric {metric!r}; {task['kind']} has {', '.join(scores)}")
-        details[task["name"]] = {"main_score": scores[metric], **scores, "seconds": round(time.time() - start, 1)}
-        skipped = f", {scores['skipped']} skipped" if scores.get("skipped") else ""
-        say(f"  {task['name']}: {metric} {100 * scores[metric]:.1f} ({time.time() - start:.0f} s{skipped})")
+        scores = {"main_score": scores[metric], **scores}
+        scores = {name: None if score != score else score for name, score in scores.items()}        # nan
+        details[task["name"]] = {**scores, "seconds": round(time.time() - start, 1)}
+        skipped = f", {scores['skipped']} rows or queries skipped" if scores.get("skipped") else ""
+        say(f"  {task['name']}: {metric} {percent(scores['main_score'])} ({time.time() - start:.0f} s{skipped})")
     return {**summarize(tasks, details), "details": details}
 
 
 def summarize(tasks: list[dict], details: dict) -> dict:
-    """Scores by task, then their means: parts NAME/PART make one task, tasks a category, and all tasks the average."""
+    """Scores by task, category and in all; parts NAME/PART count as one task, and all tasks alike in the average."""
     kinds, parts = {}, {}
     for task in tasks:
         name = task["name"].split("/")[0]
         kinds[name] = CATEGORIES[task["kind"]]
         parts.setdefault(name, []).append(details[task["name"]]["main_score"])
-    scores = {name: sum(values) / len(values) for name, values in parts.items()}
-    defined = {name: score for name, score in scores.items() if not math.isnan(score)}
-    categories = {}
-    for category in CATEGORIES.values():
-        values = [score for name, score in defined.items() if kinds[name] == category]
-        if values:
-            categories[category] = sum(values) / len(values)
-    average = sum(defined.values()) / len(defined) if defined else None
-    tasks = {name: defined.get(name) for name in scores}
-    return {"average": average, "categories": categories, "tasks": tasks}
+    scores = {name: None if None in values else mean(values) for name, values in parts.items()}
+    categories = {category: mean([scores[name] for name in scores if kinds[name] == category])
+                  for category in CATEGORIES.values() if category in kinds.values()}
+    return {"average": mean(scores.values()), "categories": categories, "tasks": scores}
 
 
-def print_table(results: dict[str, dict]) -> None:
-    """Models side by side, scores times 100."""
-    width = max(7, *map(len, results))
-    names = list(next(iter(results.values()))["tasks"])
+def mean(scores) -> float | None:
+    """Of the scores that are defined."""
+    scores = [score for score in scores if score is not None]
+    return sum(scores) / len(scores) if scores else None
+
+
+def percent(score) -> str:
+    return "-" if score is None else f"{100 * score:.1f}"
+
+
+def print_table(results: dict[str, dict], benchmark: dict | None) -> None:
+    """Models side by side, scores times 100; with a benchmark, the published scores beside them."""
+    first = next(iter(results.values()))
+    columns = dict(results)
+    if benchmark:
+        for name, row in benchmark["published"].items():
+            columns[name] = {"tasks": {}, **row}
+    width = max(7, *map(len, columns))
 
     def line(label, values):
-        cells = ("-" if value is None else f"{100 * value:.1f}" for value in values)
-        say(f"{label:<32}" + "".join(f"  {cell:>{width}}" for cell in cells))
+        say(f"{label:<36}" + "".join(f"  {value:>{width}}" for value in values))
 
-    say(f"{'':32}" + "".join(f"  {name:>{width}}" for name in results))
-    for name in names:
-        line(name, [result["tasks"][name] for result in results.values()])
-    categories = next(iter(results.values()))["categories"] if len(names) > len(CATEGORIES) else ()
-    for category in categories:
-        if any(category in result["categories"] for result in results.values()):
-            line(category, [result["categories"].get(category) for result in results.values()])
-    line(f"Average of {len(names)} tasks", [result["average"] for result in results.values()])
+    line("", columns)
+    for name in first["tasks"]:
+        line(name, [percent(column["tasks"].get(name)) for column in columns.values()])
+    if benchmark or len(first["tasks"]) > len(first["categories"]):
+        for category in first["categories"]:
+            line(f"= {category}", [percent(column["categories"].get(category)) for column in columns.values()])
+    line(f"= Average of {len(first['tasks'])} tasks", [percent(column["average"]) for column in columns.values()])
+    if len(results) > 1:
+        line("Bytes a vector", [column.get("bytes_per_vector", "") for column in columns.values()])
+    undefined = [name for name, score in first["tasks"].items() if score is None]
+    for what, names in (("undefined", undefined), ("missing", first.get("missing", []))):
+        if names:
+            say(f"{len(names)} tasks {what}, in no mean: {', '.join(names)}")
+
+
+def read_benchmark(name: str) -> dict:
+    """A list of prompts/tasks.json: its tasks' names, and published scores by system."""
+    table = read_json(Path(__file__).parent / "prompts" / "tasks.json")
+    if name not in table["benchmarks"]:
+        raise UserError(f"--benchmark {name}: prompts/tasks.json has {', '.join(table['benchmarks'])}")
+    benchmark = table["benchmarks"][name]
+    released = benchmark["published"].get("E5-mistral")
+    if released:                                                     # the only system with scores by task
+        released["tasks"] = {task: table["tasks"][task]["released"] for task in benchmark["tasks"]}
+    return benchmark
 
 
 def say(line: str) -> None:
@@ -507,17 +527,29 @@ def main(argv=None):
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if cuda else "gloo")
     tasks = find_tasks(args.tasks)
+    benchmark = read_benchmark(args.benchmark) if args.benchmark else None
+    variants = [(dim, quantize) for dim in args.dim for quantize in args.quantize]
+    scratch = tempfile.TemporaryDirectory() if len(variants) > 1 and not args.cache else None
+    if scratch:                                                      # variants share one model's vectors
+        args.cache = Path(scratch.name)
     results = {}
     for model, name in zip(args.models, args.names):
         say(f"{name}: {model}")
         embedder = Embedder.load(model, device=args.device, dtype=args.dtype, max_length=args.max_length,
                                  pooling=args.pooling)
-        results[name] = evaluate(embedder, tasks, args)
+        encoder = Encoder(embedder, args, tasks)
+        for encoder.dim, encoder.quantize in variants:
+            suffix = (f" {encoder.dim}" if encoder.dim else "") + (f" {encoder.quantize}" if encoder.quantize != "none" else "")
+            result = evaluate(encoder, tasks, args)
+            if benchmark:
+                result["missing"] = [task for task in benchmark["tasks"] if task not in result["tasks"]]
+            result["bytes_per_vector"] = encoder.bytes_per_vector()
+            results[name + suffix] = result
         if args.out and rank_and_world()[0] == 0:
-            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-            replace_file(Path(args.out), lambda path: path.write_text(json.dumps(results, indent=1)))
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(args.out, lambda path: path.write_text(json.dumps(results, indent=1)))
     say("")
-    print_table(results)
+    print_table(results, benchmark)
     if dist.is_initialized():
         dist.destroy_process_group()
 

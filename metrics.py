@@ -10,6 +10,7 @@ from collections import defaultdict
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 
@@ -108,7 +109,61 @@ def pair_average_precisions(a: np.ndarray, b: np.ndarray, labels) -> dict[str, f
     return {**found, "max_ap": max(found.values())}
 
 
+# ------------------------------------------------------------------------------------ stored vectors
+
+def quantize(vectors: torch.Tensor, how: str) -> torch.Tensor:
+    """What a store gives back for vectors [n, D] kept as "int8" (one scale a vector) or "binary" (their signs).
+
+    >>> quantize(torch.tensor([[1.0, -0.3]]), "binary").tolist()
+    [[1.0, -1.0]]
+    >>> (quantize(torch.tensor([[1.0, -0.3]]), "int8") * 127).tolist()
+    [[127.0, -38.0]]
+    """
+    if how == "int8":
+        scale = vectors.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+        return (vectors / scale).round() * scale
+    return torch.where(vectors < 0, -1.0, 1.0) if how == "binary" else vectors
+
+
 # ---------------------------------------------------------------------------- retrieval and reranking
+
+def search(queries: torch.Tensor, chunks, k: int, binary=False) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best documents of each query, over all ranks: cosines and document numbers, [Q, k] each.
+
+    chunks yields (number of the first document, vectors [n, D]). Only the running best are kept, so memory
+    is Q * k and a chunk, however large the corpus. Places that no document fills hold -inf and -1.
+    binary: documents are signs; the k nearest by Hamming distance are rescored with the whole query.
+
+    >>> scores, numbers = search(torch.eye(2), [(0, torch.eye(2)), (2, torch.tensor([[0.6, 0.8]]))], 2)
+    >>> numbers.tolist()
+    [[0, 2], [1, 2]]
+    """
+    def keep(first, *others):                                        # the k best by `first`, and what goes with them
+        first, best = first.topk(k, dim=1)
+        return first, *(other.gather(1, best) for other in others)
+
+    queries = F.normalize(queries, dim=1)
+    scores = torch.full((len(queries), k), -math.inf, device=queries.device)
+    numbers = torch.full((len(queries), k), -1, dtype=torch.long, device=queries.device)
+    coarse = scores.clone()                                          # what ranks: the cosine, or agreeing signs
+    for first, documents in chunks:
+        documents = F.normalize(documents, dim=1)
+        new = torch.arange(first, first + len(documents), device=queries.device)
+        for part in torch.arange(len(queries), device=queries.device).split(1024):
+            cosine = queries[part] @ documents.T                     # [q, n]
+            signs = torch.where(queries[part] < 0, -1.0, 1.0) @ documents.T if binary else cosine
+            coarse[part], scores[part], numbers[part] = keep(
+                torch.cat((coarse[part], signs), 1), torch.cat((scores[part], cosine), 1),
+                torch.cat((numbers[part], new.expand(len(part), -1)), 1))
+    if dist.is_initialized():
+        gathered = []
+        for mine in (coarse, scores, numbers):
+            parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, mine)
+            gathered.append(torch.cat(parts, 1))
+        coarse, scores, numbers = keep(*gathered)
+    return scores.cpu(), numbers.cpu()
+
 
 def trec_ranking(scores: dict[str, float]) -> list[str]:
     """Document ids, best first, as trec_eval sorts them: by score in float32, ties by id, both descending.
@@ -116,7 +171,8 @@ def trec_ranking(scores: dict[str, float]) -> list[str]:
     >>> trec_ranking({"a": 0.5, "c": 0.1, "b": 0.5})
     ['b', 'a', 'c']
     """
-    return sorted(scores, key=lambda document: (np.float32(scores[document]), document), reverse=True)
+    rounded = np.array(list(scores.values()), np.float32).tolist()
+    return [document for _, document in sorted(zip(rounded, scores), reverse=True)]
 
 
 def ndcg(relevance: dict[str, int], ranking: list[str], k: int) -> float:

@@ -25,18 +25,18 @@ MINI = ROOT / "data" / "mini"
 
 class HashEmbedder:
     """Stands in for a model: the text alone decides its vector, word by word, so equal texts tie exactly."""
-    device = torch.device("cpu")
+    device, words = torch.device("cpu"), {}
 
     def __init__(self, size=64):
-        self.size, self.calls, self.words = size, 0, {}
+        self.size, self.calls = size, 0
 
     def vector(self, text):
         total = np.full(self.size, 1e-3, np.float32)
         for word in text.lower().split():
-            if word not in self.words:
+            if (word, self.size) not in self.words:
                 seed = int.from_bytes(hashlib.md5(word.encode()).digest()[:4], "little")
-                self.words[word] = np.random.RandomState(seed).standard_normal(self.size).astype(np.float32)
-            total += self.words[word]
+                self.words[word, self.size] = np.random.RandomState(seed).standard_normal(self.size).astype(np.float32)
+            total += self.words[word, self.size]
         return total
 
     def encode(self, texts, prompt="", normalize=True, dim=None, tokens_per_chunk=0):
@@ -48,7 +48,10 @@ class HashEmbedder:
 def run(folder, *flags, embedder=None) -> dict:
     """Score the tasks of a folder with the stand-in model."""
     args = evaluate.parse_arguments(["model", "--tasks", str(folder), *map(str, flags)])
-    return evaluate.evaluate(embedder or HashEmbedder(), evaluate.find_tasks(args.tasks), args)
+    tasks = evaluate.find_tasks(args.tasks)
+    encoder = evaluate.Encoder(embedder or HashEmbedder(), args, tasks)
+    encoder.dim, encoder.quantize = args.dim[0], args.quantize[0]
+    return evaluate.evaluate(encoder, tasks, args)
 
 
 def write_task(folder: Path, task: dict, **files) -> Path:
@@ -203,6 +206,193 @@ def test_kmeans_copes_with_equal_rows():
     assert len(metrics.kmeans(np.ones((5, 2), np.float32), 3)) == 5
 
 
+# --------------------------------------------------------------------------------------------- tasks
+
+def test_the_mini_benchmark_gives_a_score_for_each_of_the_eight_kinds():
+    result = run(MINI)
+    assert list(result["categories"]) == list(evaluate.CATEGORIES.values())
+    assert result["average"] == pytest.approx(sum(result["tasks"].values()) / 8)
+    assert all(-1 <= score <= 1 for score in result["tasks"].values())
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_retrieval_task_worked_by_hand(tmp_path):
+    """Query q finds d1 (the same words) first; d2, which is relevant with grade 2, shares one word: second."""
+    task = write_task(tmp_path / "R", {"kind": "retrieval", "prompt": "p"},
+                      corpus=[{"_id": "d1", "title": "red", "text": "apple"}, {"_id": "d2", "title": "", "text": "apple pie"},
+                              {"_id": "d3", "text": "the sea at night"}],
+                      queries=[{"_id": "q", "text": "red apple"}, {"_id": "unjudged", "text": "x"}],
+                      qrels="query-id\tcorpus-id\tscore\nq\td2\t2\nq\td1\t1\nlost\td1\t1\n")
+    details = run(task)["details"]["R"]
+    assert details["ndcg_at_10"] == round((1 + 2 / math.log2(3)) / (2 + 1 / math.log2(3)), 5)
+    assert details["recall_at_100"] == 1 and details["map_at_1000"] == 1 and details["skipped"] == 1
+
+
+def test_identical_ids_are_dropped_where_the_task_says_so(tmp_path):
+    files = dict(corpus=[{"_id": "q", "text": "red apple"}, {"_id": "d", "text": "red sea"}],
+                 queries=[{"_id": "q", "text": "red apple"}], qrels="q\td\t1\n")
+    kept = run(write_task(tmp_path / "K", {"kind": "retrieval"}, **files))
+    dropped = run(write_task(tmp_path / "D", {"kind": "retrieval", "ignore_identical_ids": True}, **files))
+    assert kept["tasks"]["K"] == round(1 / math.log2(3), 5) and dropped["tasks"]["D"] == 1
+
+
+def test_chunks_of_the_corpus_do_not_change_the_scores():
+    whole = run(MINI / "Retrieval")["details"]["Retrieval"]
+    for size in (7, 100):
+        parts = run(MINI / "Retrieval", "--corpus-chunk", size)["details"]["Retrieval"]
+        assert parts["ndcg_at_10"] == whole["ndcg_at_10"] and parts["map_at_1000"] == whole["map_at_1000"]
+
+
+def test_reranking_skips_rows_without_both_sides_and_takes_the_best_of_several_queries(tmp_path):
+    rows = [{"query": ["night", "red apple"], "positive": ["red apple"], "negative": ["sea", "night sky over"]},
+            {"query": "x", "positive": [], "negative": ["y"]},
+            {"query": "same", "positive": ["same"], "negative": ["same"]}]       # a tie: the negative stands first
+    details = run(write_task(tmp_path / "R", {"kind": "reranking"}, test=rows))["details"]["R"]
+    assert details["map"] == 0.75 and details["skipped"] == 1
+
+
+def test_undefined_scores_are_null_and_stay_out_of_the_mean(tmp_path):
+    row = {"sentence1": "a", "sentence2": "b", "score": 1}
+    write_task(tmp_path / "Constant", {"kind": "sts"}, test=[row, row, row])
+    write_task(tmp_path / "Bitext", {"kind": "bitext"}, test=[{"sentence1": "a", "sentence2": "a"}])
+    result = run(tmp_path)
+    assert result["tasks"] == {"Constant": None, "Bitext": 1.0} and result["average"] == 1.0
+
+
+def test_parts_of_a_task_count_once(tmp_path):
+    for name, other in (("T/de", "a"), ("T/fr", "b"), ("U", "a")):
+        rows = [{"sentence1": "a", "sentence2": other}, {"sentence1": "a", "sentence2": "a"}]
+        write_task(tmp_path / name, {"name": name, "kind": "bitext"}, test=rows)
+    result = run(tmp_path)
+    assert list(result["tasks"]) == ["T", "U"]
+    assert result["average"] == pytest.approx((result["tasks"]["T"] + result["tasks"]["U"]) / 2)
+
+
+class Recorder(HashEmbedder):
+    """Keeps what was embedded, with which prompt."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def encode(self, texts, prompt="", **flags):
+        self.seen += zip([prompt] * len(texts) if isinstance(prompt, str) else prompt, texts)
+        return super().encode(texts, prompt, **flags)
+
+
+@pytest.mark.parametrize("flag,query,retrieved,reranked", [
+    ("released", "p", "", "p"), ("queries", "p", "", ""), ("both", "p", "p", "p"), ("none", "", "", "")])
+def test_which_texts_get_the_instruction(tmp_path, flag, query, retrieved, reranked):
+    write_task(tmp_path / "R", {"kind": "retrieval", "prompt": "p"}, corpus=[{"_id": "d", "text": "doc"}],
+               queries=[{"_id": "q", "text": "query"}, {"_id": "own", "text": "own", "prompt": "mine"}],
+               qrels="q\td\t1\nown\td\t1\n")
+    write_task(tmp_path / "K", {"kind": "reranking", "prompt": "p"},
+               test=[{"query": "asked", "positive": ["good"], "negative": ["bad", "bad"]}])
+    embedder = Recorder()
+    run(tmp_path, "--instruct", flag, embedder=embedder)
+    seen = [pair for pair in embedder.seen if pair[1] in ("doc", "query", "own", "asked", "good", "bad")]
+    assert sorted(seen) == sorted([(query, "query"), (query and "mine", "own"), (retrieved, "doc"), (query, "asked"),
+                                   (reranked, "good"), (reranked, "bad")])        # "bad" once: distinct texts only
+
+
+def test_normalisation_follows_the_released_models_scoring():
+    embedder = HashEmbedder()
+    args = evaluate.parse_arguments(["m"])
+    for kind, flag, wanted in (("sts", "released", True), ("classification", "released", False),
+                               ("classification", "always", True), ("sts", "never", False)):
+        args.normalize = flag
+        assert evaluate.normalized({"kind": kind}, args) is wanted
+    encoder = evaluate.Encoder(embedder, args, evaluate.find_tasks([str(MINI / "STS")]))
+    assert encoder.embed([("", "a b")], normalize=True).matrix.norm() == pytest.approx(1)
+    assert encoder.embed([("", "a b")], normalize=False).matrix.norm() > 2
+
+
+def test_a_rerun_takes_its_vectors_from_the_cache(tmp_path):
+    first, second = HashEmbedder(), HashEmbedder()
+    one, two = (run(MINI / "STS", "--cache", tmp_path, embedder=e) for e in (first, second))
+    assert one["tasks"] == two["tasks"] and second.calls == 2 < first.calls      # 2: the probe that names the model
+    other = HashEmbedder(48)
+    run(MINI / "STS", "--cache", tmp_path, embedder=other)
+    assert other.calls == first.calls
+
+
+def test_cut_and_quantised_vectors_cost_little_quality_on_the_mini_benchmark():
+    full = run(MINI / "Retrieval")["average"]
+    for flags in (("--quantize", "int8"), ("--quantize", "binary"), ("--dim", 32)):
+        assert abs(run(MINI / "Retrieval", *flags)["average"] - full) < 0.15
+    assert abs(run(MINI / "Retrieval", "--quantize", "int8")["average"] - full) < 0.01
+
+
+def test_binary_search_rescores_the_nearest_by_hamming_distance():
+    generator = torch.Generator().manual_seed(0)
+    queries, documents = torch.randn(5, 64, generator=generator), torch.randn(300, 64, generator=generator)
+    signs = metrics.quantize(documents, "binary")
+    scores, numbers = metrics.search(queries, [(0, signs[:100]), (100, signs[100:])], 20, binary=True)
+    for q in range(5):
+        hamming = (metrics.quantize(queries[q:q + 1], "binary") != signs).sum(1)
+        nearest = set(hamming.argsort(stable=True)[:15].tolist())                # 15 of 20: ties at the edge may differ
+        found = numbers[q].tolist()
+        wanted = F.normalize(queries[q], dim=0) @ F.normalize(signs[found], dim=1).T
+        assert len(nearest & set(found)) >= 13 and torch.allclose(scores[q], wanted, atol=1e-6)
+
+
+# ----------------------------------------------------------------------------------------- bad input
+
+STS_ROW = '{"sentence1": "a", "sentence2": "b", "score": 1}\n'
+
+
+@pytest.mark.parametrize("task,files,complaint", [
+    ({"kind": "sts"}, {}, "test.jsonl: No such file"),
+    ({"kind": "sts"}, {"test": STS_ROW + "{oops\n"}, "test.jsonl:2: not JSON"),
+    ({"kind": "sts"}, {"test": STS_ROW + '{"sentence1": "a", "score": 1}\n'}, "test.jsonl:2: 'sentence2' is missing"),
+    ({"kind": "sts"}, {"test": STS_ROW + '[1]\n'}, "test.jsonl:2: 'sentence1' is missing"),
+    ({"kind": "sts"}, {"test": "\n"}, "test.jsonl: empty"),
+    ({"kind": "sts", "metric": "f1"}, {"test": STS_ROW * 3}, "metric 'f1'; sts has cosine_spearman"),
+    ({"kind": "poetry"}, {}, "needs a name and a kind"),
+    ({"kind": "reranking"}, {"test": [{"query": "q", "positive": ["a"], "negative": [1]}]}, "'negative' is missing or"),
+    ({"kind": "reranking"}, {"test": [{"query": "q", "positive": [], "negative": []}]}, "no row has both"),
+    ({"kind": "clustering"}, {"test": [{"sentences": ["a", "b"], "labels": [1]}]}, "2 sentences, 1 labels"),
+    ({"kind": "summarization"}, {"test": [{"human_summaries": ["a"], "machine_summaries": ["b"], "relevance": []}]}, "as many"),
+    ({"kind": "retrieval"}, {"queries": [{"_id": "q", "text": "a"}], "qrels": "q\td\n"}, "no judgements"),
+    ({"kind": "retrieval"}, {"queries": [{"_id": "q", "text": "a"}], "qrels": "h\th\th\nq d 1\n"}, "test.tsv:2: needs"),
+    ({"kind": "retrieval"}, {"queries": [{"_id": "q", "text": "a"}], "qrels": "x\td\t1\n"}, "none is judged"),
+    ({"kind": "retrieval"}, {"queries": [{"_id": "q", "text": "a"}] * 2, "qrels": "q\td\t1\n"}, "two queries share an id"),
+    ({"kind": "retrieval"}, {"queries": [{"_id": "q", "text": "a"}], "qrels": "q\td\t1\n",
+                             "corpus": [{"_id": "d", "text": "a"}, {"_id": "d", "text": "b"}]}, "two documents share an id"),
+])
+def test_bad_input_gets_one_clear_line(tmp_path, task, files, complaint):
+    write_task(tmp_path / "T", task, **files)
+    (tmp_path / "T" / "filler.jsonl").write_text("{}\n")                         # something to probe the model with
+    with pytest.raises(UserError, match=complaint) as raised:
+        run(tmp_path)
+    assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
+
+
+def test_qrels_to_unknown_documents_lower_the_ideal_as_in_the_reference(tmp_path):
+    task = write_task(tmp_path / "R", {"kind": "retrieval"}, corpus=[{"_id": "d", "text": "a"}],
+                      queries=[{"_id": "q", "text": "a"}], qrels="q\td\t1\nq\tgone\t1\n")
+    assert run(task)["average"] == round(1 / (1 + 1 / math.log2(3)), 5)
+
+
+def test_empty_and_endless_texts_are_scored(tmp_path):
+    rows = [{"sentence1": "", "sentence2": "word " * 50_000, "score": i} for i in range(3)] + [
+        {"sentence1": "a", "sentence2": "a", "score": 9}]
+    assert run(write_task(tmp_path / "S", {"kind": "sts"}, test=rows))["average"] > 0
+
+
+def test_nan_vectors_are_refused():
+    class Broken(HashEmbedder):
+        def vector(self, text):
+            return super().vector(text) * np.nan
+    with pytest.raises(UserError, match="infinities or NaN"):
+        run(MINI / "STS", embedder=Broken())
+
+
+def test_the_command_prints_one_line_and_exits_with_2():
+    done = subprocess.run([sys.executable, "evaluate.py", "no/such/model"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("evaluate.py: no/such/model: ") and done.stderr.count("\n") == 1
+
+
 # ---------------------------------------------------------------------------------- the mteb package
 
 def mteb_task(name: str, task: dict, rows):
@@ -274,7 +464,7 @@ def test_scores_equal_mtebs_on_the_same_vectors(task, monkeypatch):
     from mteb_adapter import MTEBModel
     kind, model = task["kind"], HashEmbedder()
     args = evaluate.parse_arguments(["model"])
-    encoder = evaluate.Encoder(model, args, ["a"])
+    encoder = evaluate.Encoder(model, args, [task])
     ours = evaluate.SCORERS[kind][0](task, encoder, args)
     rows = [] if kind == "retrieval" else evaluate.read_test(task)
     names = [HARNESS[kind]] + ([("SummEval", 1e-9)] if kind == "summarization" else [])
