@@ -1,15 +1,15 @@
 """generate.py: prompts -> training data, written by an LLM (arXiv 2401.00368, section 3.1).
 
-    python generate.py --replay data/recorded.jsonl.gz     # recorded answers -> data/synthetic.jsonl, no network
+    python generate.py --replay data/recorded.jsonl.gz   # recorded answers -> data/synthetic.jsonl; no network
     export OPENAI_API_KEY=... OPENAI_BASE_URL=https://...  # any server with OpenAI's API; OpenAI if unset
     python generate.py --model gpt-4o-mini --dry-run       # sample prompts, tokens, money, time; no network
-    python generate.py --model gpt-4o-mini --n 1000 --price gpt-4o-mini:0.15:0.60 --budget-usd 2
-    python generate.py --model a:0.75 --model b:0.25 --n 500_000      # the paper's scale; run it again to resume
+    python generate.py --model gpt-4o-mini --n 1000 --price gpt-4o-mini:0.15:0.60 --budget-usd 2 python
+    generate.py --model a:0.75 --model b:0.25 --n 500_000      # the paper's scale; run it again to resume
     python generate.py --report                            # what there is, beside the paper's figures
 
 Six types of task. The four asymmetric ones (short-long, long-short, short-short, long-long) take two steps:
-the LLM brainstorms a pool of tasks, then writes one example of one task in a fresh conversation. STS and bitext
-take one step. Each answer is parsed, validated and deduplicated into one line of training data:
+the LLM brainstorms a pool of tasks, then writes one example of one task in a fresh conversation. STS and
+bitext take one step. Each answer is parsed, validated and deduplicated into one line of training data:
     {"prompt": instruction, "query": text, "pos": [text], "neg": [text] or [], "type", "language", "id"}
 
 The run lives in the folder named like --out without .jsonl (llm.py describes its files): every answer as it
@@ -291,7 +291,7 @@ def after_thinking(text):
 
 
 def parse_object(text, keys, finish_reason=None):
-    """The first object in an answer that has all the keys, and how it was found: clean, in prose, repaired.
+    """The first object in an answer that has all the keys -> (object, clean | in prose | repaired | doubled).
 
     >>> parse_object('Sure! {"S1": "a", "S2": "b",}', ["S1", "S2"])
     ({'S1': 'a', 'S2': 'b'}, 'repaired')
@@ -308,7 +308,9 @@ def parse_object(text, keys, finish_reason=None):
                 raise Reject("extra keys")
             if not all(isinstance(value[key], str) for key in keys):
                 raise Reject("not a string")
-            return value, "repaired" if repaired else "clean" if text[0] + text[-1] == "{}" else "in prose"
+            doubled = text.count(f'"{keys[0]}"') > 1  # a second object, or a loop
+            clean = text[0] + text[-1] == "{}"
+            return value, "repaired" if repaired else "doubled" if doubled else "clean" if clean else "in prose"
     if not text:
         raise Reject("truncated" if finish_reason == "length" else "empty answer")
     if finish_reason == "length" or text.count("{") > text.count("}"):
@@ -406,36 +408,7 @@ def make_example(row, prompts):
             "language": "-".join(languages), "id": row["id"]}, found
 
 
-def estimate(prompts, args):
-    """--dry-run: one prompt of each kind, and the size of the whole job."""
-    pools = collections.defaultdict(lambda: ["Given this, find that (stands for a brainstormed task)."])
-    calls = (args.tasks or round(0.3 * args.n)) // 20 + 1
-    kinds = [kind for kind, task in prompts["task_types"].items() if task["brainstorm"]]
-    sample = [request_at(i, args.seed, prompts, pools, args.models) for i in range(min(args.n, 5000))]
-    sample += [brainstorm_at(kinds[k % len(kinds)], k, args.seed, prompts, args.models)
-               for k in range(max(len(kinds), calls * len(sample) // args.n))]
-    seen, tokens = set(), collections.Counter()
-    for request in sample:
-        message = render(prompts, **request)
-        if (request["step"], request["type"]) not in seen:
-            seen.add((request["step"], request["type"]))
-            print(f"--- {request['type']}, {request['step']}, id {request['id']} ---\n{message}")
-        answer = ANSWER_TOKENS["brainstorm" if request["step"] == "brainstorm" else request["type"]]
-        tokens.update(tokens_of(request["model"], estimate_tokens(message), answer))
-    scale = (args.n + calls) / len(sample)
-    used = {"in": 0, "out": 0}
-    for (_, side), number in tokens.items():
-        used[side] += round(scale * number)
-    usd = scale * sum(number * args.prices.get(key, 0) for key, number in tokens.items())
-    hours = (used["out"] / 50 + (args.n + calls)) / args.concurrency / 3600
-    print(f"--- estimate for {args.n:,} examples and about {calls:,} brainstorms ---\n"
-          f"tokens: {used['in']:,} in, {used['out']:,} out (answers as long as the recorded ones; at most "
-          f"{(args.n + calls) * args.max_answer_tokens:,} out)\n"
-          f"money: ${usd:,.2f}" + ("" if args.prices else " (no --price given)") +
-          f"\ntime: {hours:.1f} h with --concurrency {args.concurrency}, at 1 s an answer and 20 ms a token")
-
-
-# ---- The end of every run: examples and report ----
+# ---- The end of every run: examples and report; and, before any run, an estimate ----
 
 
 def write_examples(rows, prompts, out):
@@ -522,7 +495,7 @@ def print_report(report, out):
         items = [f"{key} {number:,}" for key, number in report.get(name, {}).items()]
         print(f"{title}: {', '.join(items) or 'none'}")
     if ledger:
-        print("ledger: " + ", ".join(f"{key} {value}" for key, value in ledger.items()))
+        print("ledger: " + ", ".join(f"{key} {value:,}" for key, value in ledger.items() if key != "models"))
 
 
 def report(args, prompts):
@@ -532,6 +505,35 @@ def report(args, prompts):
     counts["ledger"] = {} if args.replay else Run(args.folder, args.prices, read_only=True).ledger()
     write_json(args.folder / "report.json", counts)
     print_report(counts, args.out)
+
+
+def estimate(prompts, args):
+    """--dry-run: one prompt of each kind, and the size of the whole job."""
+    pools = collections.defaultdict(lambda: ["Given this, find that (stands for a brainstormed task)."])
+    calls = (args.tasks or round(0.3 * args.n)) // 20 + 1
+    kinds = [kind for kind, task in prompts["task_types"].items() if task["brainstorm"]]
+    sample = [request_at(i, args.seed, prompts, pools, args.models) for i in range(min(args.n, 5000))]
+    sample += [brainstorm_at(kinds[k % len(kinds)], k, args.seed, prompts, args.models)
+               for k in range(max(len(kinds), calls * len(sample) // args.n))]
+    seen, tokens = set(), collections.Counter()
+    for request in sample:
+        message = render(prompts, **request)
+        if (request["step"], request["type"]) not in seen:
+            seen.add((request["step"], request["type"]))
+            print(f"--- {request['type']}, {request['step']}, id {request['id']} ---\n{message}")
+        answer = ANSWER_TOKENS["brainstorm" if request["step"] == "brainstorm" else request["type"]]
+        tokens.update(tokens_of(request["model"], estimate_tokens(message), answer))
+    scale = (args.n + calls) / len(sample)
+    used = {"in": 0, "out": 0}
+    for (_, side), number in tokens.items():
+        used[side] += round(scale * number)
+    usd = scale * sum(number * args.prices.get(key, 0) for key, number in tokens.items())
+    hours = (used["out"] / 50 + (args.n + calls)) / args.concurrency / 3600
+    print(f"--- estimate for {args.n:,} examples and about {calls:,} brainstorms ---\n"
+          f"tokens: {used['in']:,} in, {used['out']:,} out (answers as long as the recorded ones; at most "
+          f"{(args.n + calls) * args.max_answer_tokens:,} out)\n"
+          f"money: ${usd:,.2f}" + ("" if args.prices else " (no --price given)") +
+          f"\ntime: {hours:.1f} h with --concurrency {args.concurrency}, at 1 s an answer and 20 ms a token")
 
 
 def main(argv=None):

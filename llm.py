@@ -373,7 +373,8 @@ class Client:
         raise UserError(f"{self.shown} answered {status}: {self.tidy(text)} ({hint})")
 
     def wait(self, failures, headers, everyone):
-        """Sleeps before a retry: as Retry-After says, or twice as long each time; ends when the run stops."""
+        """Sleeps before a retry: as Retry-After says, or twice as long each time; ends when the run
+        stops."""
         seconds = min(60, self.args.backoff * 2**failures) * random.uniform(0.5, 1)  # jitter parts the herd
         if (asked := retry_after(headers)) is not None:
             if asked > 600:

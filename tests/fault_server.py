@@ -1,9 +1,9 @@
-"""A local OpenAI-compatible server with faults on demand, for the tests of generate.py. Raw sockets, one thread each.
+"""A local OpenAI-compatible server with faults on demand, for the tests of generate.py.
 
-    python tests/fault_server.py [--fault NAME=SHARE ...] [--log FILE] [--delay SECONDS]     # prints its port
+    python tests/fault_server.py [--fault NAME=SHARE ...] [--log FILE] [--delay SECONDS]    # prints its port
 
-It answers with valid examples of the type asked for, at random and deterministically broken by --fault. Each answer
-that left whole (and would be billed) is one line in --log: the sha256 of its user message.
+It answers with valid examples of the type asked for; --fault breaks a share of the answers. Each answer that
+leaves whole, and would be billed, is one line in --log: the sha256 of its user message.
 """
 
 import argparse
@@ -15,8 +15,10 @@ import socket
 import threading
 import time
 
-WORDS = ("amber basin candle drift ember fable garnet harbor island jasmine kettle lantern meadow nectar orchard pebble "
-         "quarry ripple saddle timber umbra valley willow yonder zephyr anchor breeze copper dagger eagle").split()
+WORDS = (
+    "amber basin candle drift ember fable garnet harbor island jasmine kettle lantern meadow nectar orchard "
+    "pebble quarry ripple saddle timber umbra valley willow yonder zephyr anchor breeze copper dagger eagle"
+).split()
 
 
 def prose(rng, number):
@@ -31,12 +33,14 @@ def answer_text(message, rng):
 
 
 class FaultServer:
-    """faults: {name: share of requests}; names: status-429, status-500, hang, cut, garbage, truncated, drip, no-usage,
-    headless (closes without a byte), reset, half-headers. http: {"status", "body", "headers"} answers all in place."""
+    """faults: {name: share of requests}; names: status-NUMBER, hang, cut, garbage, truncated, drip, no-usage,
+    headless (closes without a byte), reset, half-headers. scripted: a function (number, body, headers) ->
+    (status, object or bytes, headers) or None. delay, hang: seconds.
+    """
 
     def __init__(self, faults=None, delay=0.0, log=None, seed=0, scripted=None, hang=30.0):
         self.faults, self.delay, self.hang = faults or {}, delay, hang
-        self.scripted = scripted  # a function (n, body, headers) -> (status, object, headers) or None
+        self.scripted = scripted
         self.rng, self.guard = random.Random(seed), threading.Lock()
         self.log = open(log, "a", buffering=1) if log else None
         self.requests, self.answered, self.bodies, self.headers, self.times = 0, [], [], [], []
@@ -73,7 +77,7 @@ class FaultServer:
         if not line:
             return False
         headers = {}
-        while (header := stream.readline().strip()):
+        while header := stream.readline().strip():
             name, _, value = header.decode("latin-1").partition(":")
             headers[name.lower()] = value.strip()
         body = json.loads(stream.read(int(headers.get("content-length", 0))))
@@ -97,9 +101,14 @@ class FaultServer:
             return True
         message = body["messages"][0]["content"]
         text = answer_text(message, rng)
-        value = {"object": "chat.completion", "model": body["model"],
-                 "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
-                 "usage": {"prompt_tokens": len(message) // 4, "completion_tokens": len(text) // 4}}
+        value = {
+            "object": "chat.completion",
+            "model": body["model"],
+            "choices": [
+                {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            ],
+            "usage": {"prompt_tokens": len(message) // 4, "completion_tokens": len(text) // 4},
+        }
         if fault == "no-usage":
             del value["usage"]
         if fault and fault.startswith("status-"):
@@ -115,20 +124,22 @@ class FaultServer:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             return False
         payload = json.dumps(value).encode()
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n".encode()
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(payload)}\r\n\r\n".encode()
         if fault == "half-headers":
             connection.sendall(head[:20])
             return False
         if fault == "cut":
-            connection.sendall(head + payload[:len(payload) // 2])
+            connection.sendall(head + payload[: len(payload) // 2])
             return False
         if fault == "garbage":
             payload = bytes(rng.randrange(256) for _ in range(100))
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + payload)
             return True
         if fault == "truncated":  # cut, but with an honest length
-            payload = payload[:len(payload) // 2]
-            connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(payload)}\r\n\r\n".encode() + payload)
+            payload = payload[: len(payload) // 2]
+            connection.sendall(
+                f"HTTP/1.1 200 OK\r\nContent-Length: {len(payload)}\r\n\r\n".encode() + payload
+            )
             return True
         if fault == "drip":
             connection.sendall(head)
@@ -145,8 +156,12 @@ class FaultServer:
 
     def send(self, connection, status, value, extra=()):
         payload = value if isinstance(value, bytes) else json.dumps(value).encode()
-        lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(payload)}", "Content-Type: application/json",
-                 *(f"{key}: {text}" for key, text in dict(extra).items())]
+        lines = [
+            f"HTTP/1.1 {status} X",
+            f"Content-Length: {len(payload)}",
+            "Content-Type: application/json",
+            *(f"{key}: {text}" for key, text in dict(extra).items()),
+        ]
         connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + payload)
 
 
@@ -156,6 +171,8 @@ if __name__ == "__main__":
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--log")
     args = parser.parse_args()
-    server = FaultServer({name: float(share) for name, share in (f.split("=") for f in args.fault)}, args.delay, args.log)
+    server = FaultServer(
+        {name: float(share) for name, share in (f.split("=") for f in args.fault)}, args.delay, args.log
+    )
     print(server.port, flush=True)
     threading.Event().wait()

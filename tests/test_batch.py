@@ -34,7 +34,13 @@ class BatchServer(http.server.ThreadingHTTPServer):
 
     def __init__(self, slow=0.0, errors=0.0, flaky=0.0, expire=0, ready_after=0.0):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.slow, self.errors, self.flaky, self.expire, self.ready_after = slow, errors, flaky, expire, ready_after
+        self.slow, self.errors, self.flaky, self.expire, self.ready_after = (
+            slow,
+            errors,
+            flaky,
+            expire,
+            ready_after,
+        )
         self.files, self.batches, self.billed, self.live = {}, {}, collections.Counter(), 0
         self.rng, self.guard, self.fail_validation = random.Random(0), threading.Lock(), None
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -47,18 +53,30 @@ class BatchServer(http.server.ThreadingHTTPServer):
             return {"status": "failed", "errors": {"data": [{"message": self.fail_validation}]}}
         status = "completed"
         if self.expire > 0:
-            self.expire, status, rows = self.expire - 1, "expired", rows[:len(rows) // 2]
+            self.expire, status, rows = self.expire - 1, "expired", rows[: len(rows) // 2]
         for row in rows:
             assert (row["method"], row["url"]) == ("POST", "/v1/chat/completions")
             if self.rng.random() < self.errors:
                 body = {"error": {"message": "try later", "code": None}}
-                errors.append({"custom_id": row["custom_id"], "response": {"status_code": 500, "body": body}})
+                errors.append(
+                    {"custom_id": row["custom_id"], "response": {"status_code": 500, "body": body}}
+                )
                 continue
             self.billed[row["custom_id"]] += 1
             message = row["body"]["messages"][0]["content"]
-            body = {"choices": [{"message": {"content": answer_text(message, self.rng)}, "finish_reason": "stop"}],
-                    "usage": {"prompt_tokens": 100, "completion_tokens": 50}}
-            output.append({"custom_id": row["custom_id"], "response": {"status_code": 200, "body": body}, "error": None})
+            body = {
+                "choices": [
+                    {"message": {"content": answer_text(message, self.rng)}, "finish_reason": "stop"}
+                ],
+                "usage": {"prompt_tokens": 100, "completion_tokens": 50},
+            }
+            output.append(
+                {
+                    "custom_id": row["custom_id"],
+                    "response": {"status_code": 200, "body": body},
+                    "error": None,
+                }
+            )
         self.rng.shuffle(output)
         result = {"status": status, "output_file_id": None, "error_file_id": None}
         for key, lines in (("output_file_id", output), ("error_file_id", errors)):
@@ -85,8 +103,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 value = {"id": identifier}
             elif self.path == "/v1/batches":
                 file, identifier = json.loads(body)["input_file_id"], f"batch-{len(server.batches)}"
-                server.batches[identifier] = {"id": identifier, "input_file_id": file, "status": "in_progress",
-                                              "at": time.monotonic(), "end": server.run_batch(identifier, file)}
+                server.batches[identifier] = {
+                    "id": identifier,
+                    "input_file_id": file,
+                    "status": "in_progress",
+                    "at": time.monotonic(),
+                    "end": server.run_batch(identifier, file),
+                }
                 value = server.batches[identifier]
             else:
                 server.live += 1
@@ -103,7 +126,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if path == "batches":  # newest first, two a page
             ids = list(server.batches)[::-1]
             after = re.search(r"after=([\w-]+)", query)
-            ids = ids[ids.index(after[1]) + 1:] if after else ids
+            ids = ids[ids.index(after[1]) + 1 :] if after else ids
             return self.reply({"data": [server.batches[i] for i in ids[:2]], "has_more": len(ids) > 2})
         found = server.batches[path.split("/")[1]]
         if time.monotonic() - found["at"] >= server.ready_after:
@@ -124,15 +147,34 @@ def go(tmp_path, monkeypatch):
     def run(server, *flags, n=120):
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        return batch.main(["--model", "m", "--n", str(n), "--tasks", "60", "--out", str(tmp_path / "run.jsonl"),
-                           "--poll", "0.02", "--part-size", "50", "--backoff", "0.01", *flags])
+        return batch.main(
+            [
+                "--model",
+                "m",
+                "--n",
+                str(n),
+                "--tasks",
+                "60",
+                "--out",
+                str(tmp_path / "run.jsonl"),
+                "--poll",
+                "0.02",
+                "--part-size",
+                "50",
+                "--backoff",
+                "0.01",
+                *flags,
+            ]
+        )
+
     run.folder = tmp_path / "run"
     return run
 
 
 def answers(folder):
-    return collections.Counter(row["id"] for row in llm.read_jsonl(folder / "raw.jsonl")
-                               if row["step"] == "generate")
+    return collections.Counter(
+        row["id"] for row in llm.read_jsonl(folder / "raw.jsonl") if row["step"] == "generate"
+    )
 
 
 def test_a_batch_run_answers_each_request_once(go):
@@ -154,7 +196,10 @@ def test_live_and_batch_runs_take_turns(go):
     server = BatchServer()
     assert go(server, n=30) == 0 and len(server.billed) == 30
     live = server.live
-    assert generate.main(["--model", "m", "--n", "60", "--out", f"{go.folder}.jsonl"]) == 0 and server.live == live + 30
+    assert (
+        generate.main(["--model", "m", "--n", "60", "--out", f"{go.folder}.jsonl"]) == 0
+        and server.live == live + 30
+    )
     assert go(server, n=90) == 0 and len(server.billed) == 60
     assert answers(go.folder) == dict.fromkeys(range(90), 1)
 
@@ -163,8 +208,16 @@ def test_two_models_go_into_files_of_their_own(go):
     server = BatchServer()
     assert go(server, "--model", "other") == 0
     for file in list(server.files)[:6]:
-        assert len({row["body"]["model"] for line in server.files[file].splitlines() if "body" in (row := json.loads(line))
-                    }) <= 1
+        assert (
+            len(
+                {
+                    row["body"]["model"]
+                    for line in server.files[file].splitlines()
+                    if "body" in (row := json.loads(line))
+                }
+            )
+            <= 1
+        )
     assert answers(go.folder) == dict.fromkeys(range(120), 1)
 
 
@@ -192,7 +245,10 @@ def test_a_refused_batch_is_named_and_can_be_sent_again(go):
 def test_the_budget_counts_what_waits_in_batches(go):
     server = BatchServer()
     budget = 30_000
-    assert go(server, "--budget-tokens", str(budget), "--max-answer-tokens", "500", "--part-size", "10", n=1000) == 0
+    assert (
+        go(server, "--budget-tokens", str(budget), "--max-answer-tokens", "500", "--part-size", "10", n=1000)
+        == 0
+    )
     ledger = json.loads((go.folder / "report.json").read_text())["ledger"]
     assert 0.9 * budget < ledger["tokens"] <= budget
     assert len(server.batches) > 1  # each as large as the budget allows if all answers use their most
@@ -201,8 +257,24 @@ def test_the_budget_counts_what_waits_in_batches(go):
 @pytest.mark.slow
 def test_kills_at_random_moments_pay_nothing_twice(tmp_path):
     server, rng, n = BatchServer(slow=0.15, errors=0.05, ready_after=0.3), random.Random(2), 400
-    command = [sys.executable, str(ROOT / "tools/batch.py"), "--model", "m", "--n", str(n), "--tasks", "60", "--out",
-               str(tmp_path / "run.jsonl"), "--poll", "0.05", "--part-size", "20", "--backoff", "0.01"]
+    command = [
+        sys.executable,
+        str(ROOT / "tools/batch.py"),
+        "--model",
+        "m",
+        "--n",
+        str(n),
+        "--tasks",
+        "60",
+        "--out",
+        str(tmp_path / "run.jsonl"),
+        "--poll",
+        "0.05",
+        "--part-size",
+        "20",
+        "--backoff",
+        "0.01",
+    ]
     environment = {**os.environ, "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY}
     kills = 0
     while kills < 30:

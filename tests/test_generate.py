@@ -35,10 +35,20 @@ def recorded():
 
 def row_of(kind="sts", language="English", task="Find it.", **values):
     """A row as raw.jsonl has it, whose answer is a valid object of the type unless values say otherwise."""
-    texts = dict(zip(PROMPTS["task_types"][kind]["keys"], ["A first text.", "Quite another text.", "A third one."]))
-    params = generate.request_at(0, 0, {**PROMPTS, "task_types": {kind: PROMPTS["task_types"][kind]}}, POOLS, {"m": 1})
+    texts = dict(
+        zip(PROMPTS["task_types"][kind]["keys"], ["A first text.", "Quite another text.", "A third one."])
+    )
+    params = generate.request_at(
+        0, 0, {**PROMPTS, "task_types": {kind: PROMPTS["task_types"][kind]}}, POOLS, {"m": 1}
+    )
     params = params["params"] | {"language": language, "task": task}
-    return {"id": 7, "step": "generate", "type": kind, "params": params, "response": json.dumps(texts | values)}
+    return {
+        "id": 7,
+        "step": "generate",
+        "type": kind,
+        "params": params,
+        "response": json.dumps(texts | values),
+    }
 
 
 # ---- sampling ----
@@ -62,7 +72,11 @@ def test_shares_languages_and_values_follow_the_data():
     assert languages["Polish"] / len(single) == pytest.approx(0.030, abs=0.006)
     assert languages["Welsh"] / len(single) == pytest.approx(0.198 / 79, abs=0.0015)
     assert len(PROMPTS["languages"]) == 93 == len(languages)
-    pairs = [(r["params"]["source_language"], r["params"]["target_language"]) for r in requests if r["type"] == "bitext"]
+    pairs = [
+        (r["params"]["source_language"], r["params"]["target_language"])
+        for r in requests
+        if r["type"] == "bitext"
+    ]
     assert all(source != target for source, target in pairs) and len(set(pairs)) > 500
     for kind, placeholders in PROMPTS["placeholders"].items():
         of_kind = [r for r in requests if r["type"] == kind]
@@ -85,6 +99,7 @@ def test_request_i_depends_on_seed_and_i_alone_and_stays_as_it_is():
 
 def test_weights_in_a_value_list():
     import random
+
     rng = random.Random("x")
     drawn = collections.Counter(generate.draw(rng, {"a": 9, "b": 1, "never": 0}) for _ in range(5000))
     assert set(drawn) == {"a", "b"} and drawn["a"] / 5000 == pytest.approx(0.9, abs=0.02)
@@ -105,11 +120,18 @@ GOOD = [
     ('{"S1": "one", "S2": "two", "S3": "three"}', "clean"),
     ('```json\n{"S1": "one", "S2": "two", "S3": "three"}\n```', "in prose"),
     ('Sure, here it is:\n{"S1": "one", "S2": "two", "S3": "three"}\nHope it helps {smile}!', "in prose"),
-    ('<think>maybe {"S1": "x", "S2": "y", "S3": "z"}?</think>{"S1": "one", "S2": "two", "S3": "three"}', "clean"),
-    ('maybe {"S1": "x", "S2": "y", "S3": "z"}?\n</think>\n{"S1": "one", "S2": "two", "S3": "three"}', "clean"),
+    (
+        '<think>maybe {"S1": "x", "S2": "y", "S3": "z"}?</think>{"S1": "one", "S2": "two", "S3": "three"}',
+        "clean",
+    ),
+    (
+        'maybe {"S1": "x", "S2": "y", "S3": "z"}?\n</think>\n{"S1": "one", "S2": "two", "S3": "three"}',
+        "clean",
+    ),
     ('{"S1": "one", "S2": "two", "S3": "three",}', "repaired"),
     ("{'S1': 'one', 'S2': 'two', 'S3': 'three'}", "repaired"),
-    ('{"S1": "one", "S2": "two", "S3": "three"} {"S1": "4", "S2": "5", "S3": "6"}', "clean"),
+    ('{"S1": "one", "S2": "two", "S3": "three"} {"S1": "4", "S2": "5", "S3": "6"}', "doubled"),
+    ('{"S1": "one", "S2": "two", "S3": "three"}\n{"S1": "fo', "doubled"),
     ('[{"S1": "one", "S2": "two", "S3": "three"}]', "in prose"),
     ('{"example": {"S1": "one", "S2": "two", "S3": "three"}}', "clean"),
     ('{"S1": "one", "S2": "two", "S3": "three"} and so on and so', "in prose"),
@@ -130,23 +152,26 @@ def test_repairs_keep_the_text():
     assert raw_newline["S1"] == "a\nb"
 
 
-@pytest.mark.parametrize("text, finish, reason", [
-    ("", "stop", "empty answer"),
-    ("", "length", "truncated"),
-    ("<think>and then", "length", "truncated"),
-    ('{"S1": "one", "S2": "tw', "length", "truncated"),
-    ('{"S1": "one", "S2": "tw', None, "truncated"),
-    ('{"S1": "one", "S2": "two", "S3": "three"}', "content_filter", "content filter"),
-    ("I can't help with that.", "stop", "no JSON object"),
-    ("{S1: one}", "stop", "broken JSON"),
-    ('{"S1": "one", "S2": "two"}', "stop", "missing keys"),
-    ('{"s1": "one", "s2": "two", "s3": "three"}', "stop", "missing keys"),
-    ('{"S1": "one", "S2": "two", "S3": "three", "S4": "four"}', "stop", "extra keys"),
-    ('{"S1": "one", "S2": "two", "S3": 3}', "stop", "not a string"),
-    ('{"S1": "one", "S2": ["two"], "S3": "three"}', "stop", "not a string"),
-    ('{"S1": null, "S2": "two", "S3": "three"}', "stop", "not a string"),
-    ("x" * 10 * 20_001, "stop", "too long"),
-])
+@pytest.mark.parametrize(
+    "text, finish, reason",
+    [
+        ("", "stop", "empty answer"),
+        ("", "length", "truncated"),
+        ("<think>and then", "length", "truncated"),
+        ('{"S1": "one", "S2": "tw', "length", "truncated"),
+        ('{"S1": "one", "S2": "tw', None, "truncated"),
+        ('{"S1": "one", "S2": "two", "S3": "three"}', "content_filter", "content filter"),
+        ("I can't help with that.", "stop", "no JSON object"),
+        ("{S1: one}", "stop", "broken JSON"),
+        ('{"S1": "one", "S2": "two"}', "stop", "missing keys"),
+        ('{"s1": "one", "s2": "two", "s3": "three"}', "stop", "missing keys"),
+        ('{"S1": "one", "S2": "two", "S3": "three", "S4": "four"}', "stop", "extra keys"),
+        ('{"S1": "one", "S2": "two", "S3": 3}', "stop", "not a string"),
+        ('{"S1": "one", "S2": ["two"], "S3": "three"}', "stop", "not a string"),
+        ('{"S1": null, "S2": "two", "S3": "three"}', "stop", "not a string"),
+        ("x" * 10 * 20_001, "stop", "too long"),
+    ],
+)
 def test_answers_are_rejected_for_a_reason(text, finish, reason):
     with pytest.raises(generate.Reject, match=f"^{reason}$"):
         generate.parse_object(text, list(ABC), finish)
@@ -173,7 +198,8 @@ def test_any_object_survives_any_wrapping(texts, before, after, fence):
 @settings(max_examples=300, deadline=None)
 @given(st.tuples(TEXT, TEXT, TEXT), st.booleans(), st.booleans())
 def test_single_quotes_and_trailing_commas_lose_nothing(texts, single, comma):
-    # A quote directly before a comma, colon or bracket can't be told from the end of a string, so none stands there.
+    # A quote directly before a comma, colon or bracket can't be told from the end of a string, so none
+    # stands there.
     texts = [re.sub(r"""['"](?=\s*[:,}\]])|[\ud800-\udfff]""", "", text.replace("'", "")) for text in texts]
     value, dump = dict(zip(ABC, texts)), quote_single if single else json.dumps
     body = "{" + ", ".join(f"{dump(key)}: {dump(text)}" for key, text in value.items()) + "," * comma + "}"
@@ -185,7 +211,7 @@ def test_single_quotes_and_trailing_commas_lose_nothing(texts, single, comma):
 def test_a_cut_object_is_never_an_example(texts, length):
     body = json.dumps(dict(zip(ABC, texts)))
     with pytest.raises(generate.Reject):
-        generate.parse_object(body[:min(length, len(body) - 1)], list(ABC), "length")
+        generate.parse_object(body[: min(length, len(body) - 1)], list(ABC), "length")
 
 
 @settings(max_examples=300, deadline=None)
@@ -199,9 +225,21 @@ def test_no_answer_breaks_the_parser(text):
     assert all(isinstance(task, str) for task in generate.parse_tasks(text))
 
 
-@pytest.mark.parametrize("text", ["{" * 100_000, '{"a":' * 20_000, "[" * 100_000, '{"a' * 30_000, "{'a': '" * 15_000,
-                                  '{"' + "\\" * 100_000, "'" * 100_000, "<think>" * 15_000, '"a", ' * 30_000,
-                                  '{"S1": "' + '", "' * 30_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{" * 100_000,
+        '{"a":' * 20_000,
+        "[" * 100_000,
+        '{"a' * 30_000,
+        "{'a': '" * 15_000,
+        '{"' + "\\" * 100_000,
+        "'" * 100_000,
+        "<think>" * 15_000,
+        '"a", ' * 30_000,
+        '{"S1": "' + '", "' * 30_000,
+    ],
+)
 def test_hostile_answers_take_bounded_time(text):
     begun = time.process_time()
     with pytest.raises(generate.Reject):
@@ -210,15 +248,20 @@ def test_hostile_answers_take_bounded_time(text):
     assert time.process_time() - begun < 5
 
 
-@pytest.mark.parametrize("text, number", [
-    ('["Given a, find b.", "Given c, find d."]', 2),
-    ('```json\n["Given a, find b.",\n "Given c, find d.",]\n```', 2),
-    ("Here you go:\n['Given a, find b.', 'Given c, find d.']", 2),
-    ('["Given a, find b.", "Given c, find d.", "Given e, fi', 2),
-    ("1. Given a, find b.\n2) Given c, find d.\n- Given e, find f.", 3),
-    ('["short", "Given a, find b.", 5, null, {"task": "x"}]', 1),
-    ("No.", 0), ("", 0), ('{"a": 1}', 0),
-])
+@pytest.mark.parametrize(
+    "text, number",
+    [
+        ('["Given a, find b.", "Given c, find d."]', 2),
+        ('```json\n["Given a, find b.",\n "Given c, find d.",]\n```', 2),
+        ("Here you go:\n['Given a, find b.', 'Given c, find d.']", 2),
+        ('["Given a, find b.", "Given c, find d.", "Given e, fi', 2),
+        ("1. Given a, find b.\n2) Given c, find d.\n- Given e, find f.", 3),
+        ('["short", "Given a, find b.", 5, null, {"task": "x"}]', 1),
+        ("No.", 0),
+        ("", 0),
+        ('{"a": 1}', 0),
+    ],
+)
 def test_task_lists(text, number):
     tasks = generate.parse_tasks(text)
     assert len(tasks) == number and all(task.startswith("Given") for task in tasks)
@@ -241,23 +284,28 @@ def test_an_example_of_each_type():
         example, _ = generate.make_example(row, PROMPTS)
         assert example["query"] == "A first text." and example["pos"] == ["Quite another text."]
         assert example["neg"] == (["A third one."] if len(PROMPTS["task_types"][kind]["keys"]) == 3 else [])
-        assert example["prompt"] == {"sts": "Retrieve semantically similar text.",
-                                     "bitext": "Retrieve parallel sentences."}.get(kind, "Find it.")
+        assert example["prompt"] == {
+            "sts": "Retrieve semantically similar text.",
+            "bitext": "Retrieve parallel sentences.",
+        }.get(kind, "Find it.")
         assert example["language"] == ("Welsh-English" if kind == "bitext" else "English")
         assert (example["type"], example["id"]) == (kind, 7)
 
 
-@pytest.mark.parametrize("values, reason", [
-    ({"S2": "  "}, "empty text"),
-    ({"S2": "x y " * 6000}, "too long"),
-    ({"S2": "a \ud800 b"}, "bad characters"),
-    ({"S2": "a \f b"}, "bad characters"),
-    ({"S2": "once more " * 80}, "repetition"),
-    ({"S2": " a FIRST  text."}, "copy between fields"),
-    ({"S3": "Quite another text."}, "copy between fields"),
-    ({"S1": "the same topic with details that differ"}, "copy of the prompt"),
-    ({"S1": "Это предложение написано по-русски."}, "wrong script"),
-])
+@pytest.mark.parametrize(
+    "values, reason",
+    [
+        ({"S2": "  "}, "empty text"),
+        ({"S2": "x y " * 6000}, "too long"),
+        ({"S2": "a \ud800 b"}, "bad characters"),
+        ({"S2": "a \f b"}, "bad characters"),
+        ({"S2": "once more " * 80}, "repetition"),
+        ({"S2": " a FIRST  text."}, "copy between fields"),
+        ({"S3": "Quite another text."}, "copy between fields"),
+        ({"S1": "the same topic with details that differ"}, "copy of the prompt"),
+        ({"S1": "Это предложение написано по-русски."}, "wrong script"),
+    ],
+)
 def test_rejected_texts(values, reason):
     assert reject_reason(row_of(**values)) == reason
 
@@ -269,22 +317,31 @@ def test_labels_inside_the_input():
     assert reject_reason(bad) == "label in input"
     bad = row_of("long-short", input_text="Not false at all.", label="true", misleading_label="false")
     assert reject_reason(bad) == "label in input"
-    chinese = row_of("long-short", "Chinese", input_text="这部电影很负面", label="负面", misleading_label="正面")
+    chinese = row_of(
+        "long-short", "Chinese", input_text="这部电影很负面", label="负面", misleading_label="正面"
+    )
     assert reject_reason(chinese) == "label in input"
 
 
-@pytest.mark.parametrize("language, text, wrong", [
-    ("Japanese", "これは日本語で書かれた十分に長い文章です。", False),
-    ("Japanese", "这是一个用中文写的足够长的句子而不是日语的句子。", True),
-    ("Chinese", "这是一个用中文写的足够长的句子而不是别的语言。", False),
-    ("Russian", "This sentence was written in English.", True),
-    ("Russian", "Print", False),  # too short to tell
-    ("English", "日本語の文章がここに書かれていますがなぜでしょう。", True),
-    ("Hindi", "यह वाक्य हिन्दी में लिखा गया है और काफ़ी लंबा है।", False),
-    ("Serbian", "Ova rečenica je napisana latinicom.", False),
-    ("Serbian", "Ова реченица је написана ћирилицом.", False),
-    ("Russian", "import math  # возвращает площадь круга\ndef area(radius): return math.pi * radius", False),
-])
+@pytest.mark.parametrize(
+    "language, text, wrong",
+    [
+        ("Japanese", "これは日本語で書かれた十分に長い文章です。", False),
+        ("Japanese", "这是一个用中文写的足够长的句子而不是日语的句子。", True),
+        ("Chinese", "这是一个用中文写的足够长的句子而不是别的语言。", False),
+        ("Russian", "This sentence was written in English.", True),
+        ("Russian", "Print", False),  # too short to tell
+        ("English", "日本語の文章がここに書かれていますがなぜでしょう。", True),
+        ("Hindi", "यह वाक्य हिन्दी में लिखा गया है और काफ़ी लंबा है।", False),
+        ("Serbian", "Ova rečenica je napisana latinicom.", False),
+        ("Serbian", "Ова реченица је написана ћирилицом.", False),
+        (
+            "Russian",
+            "import math  # возвращает площадь круга\ndef area(radius): return math.pi * radius",
+            False,
+        ),
+    ],
+)
 def test_scripts(language, text, wrong):
     row = row_of(language=language, **{key: f"{text} {i}" for i, key in enumerate(ABC)})
     if wrong:
@@ -319,7 +376,12 @@ def test_replay_of_the_recorded_answers(tmp_path, capsys):
     assert "label in input 1" in capsys.readouterr().out
     for example in examples:
         assert set(example) == {"prompt", "query", "pos", "neg", "type", "language", "id"}
-        assert example["prompt"] and example["query"] and len(example["pos"]) == 1 and all(example["pos"] + example["neg"])
+        assert (
+            example["prompt"]
+            and example["query"]
+            and len(example["pos"]) == 1
+            and all(example["pos"] + example["neg"])
+        )
     report = json.loads((tmp_path / "s/report.json").read_text())
     assert report["type"]["bitext"] == 360 and sum(report["type"].values()) == report["examples"] == 2030
     assert report["distinct prompts"] == len({example["prompt"].casefold() for example in examples})
@@ -339,8 +401,20 @@ def live(tmp_path, monkeypatch):
         servers.append(server)
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         model = [] if "--model" in flags else ["--model", "m"]
-        return generate.main([*model, "--n", str(n), "--tasks", "60", "--out", str(tmp_path / "run.jsonl"),
-                              "--backoff", str(backoff), *flags])
+        return generate.main(
+            [
+                *model,
+                "--n",
+                str(n),
+                "--tasks",
+                "60",
+                "--out",
+                str(tmp_path / "run.jsonl"),
+                "--backoff",
+                str(backoff),
+                *flags,
+            ]
+        )
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     run.out, run.folder = tmp_path / "run.jsonl", tmp_path / "run"
@@ -386,30 +460,53 @@ def test_a_run_asks_each_index_once_and_extends(live):
 def test_connections_are_reused(live):
     server = FaultServer()
     live(server, "--concurrency", "4", n=200)
-    assert server.requests > 200 and server.connections <= 4 * 5  # four threads, a few waves of brainstorming
+    assert (
+        server.requests > 200 and server.connections <= 4 * 5
+    )  # four threads, a few waves of brainstorming
 
 
 def test_models_share_the_requests(live):
     server = FaultServer()
     live(server, "--model", "big:0.75", "--model", "llama3:8b:0.25", n=200)
     counts = collections.Counter(body["model"] for body in server.bodies)
-    assert counts["big"] / server.requests == pytest.approx(0.75, abs=0.12) and set(counts) == {"big", "llama3:8b"}
+    assert counts["big"] / server.requests == pytest.approx(0.75, abs=0.12) and set(counts) == {
+        "big",
+        "llama3:8b",
+    }
 
 
 def test_faults_lose_and_double_nothing(live):
-    server = FaultServer({"status-429": .05, "status-500": .05, "cut": .05, "garbage": .05, "truncated": .05,
-                          "headless": .05, "reset": .05, "half-headers": .05, "no-usage": .05, "drip": .01,
-                          "hang": .01}, hang=3)
+    server = FaultServer(
+        {
+            "status-429": 0.05,
+            "status-500": 0.05,
+            "cut": 0.05,
+            "garbage": 0.05,
+            "truncated": 0.05,
+            "headless": 0.05,
+            "reset": 0.05,
+            "half-headers": 0.05,
+            "no-usage": 0.05,
+            "drip": 0.01,
+            "hang": 0.01,
+        },
+        hang=3,
+    )
     assert live(server, "--timeout", "0.5", n=300) == 0
     assert sorted(raw_ids(live.folder)) == list(range(300))
     assert all(server.fault_counts.get(name) for name in server.faults)
     report = json.loads((live.folder / "report.json").read_text())
-    paid_for_nothing = sum(server.fault_counts[name] for name in server.faults
-                           if name not in ("status-429", "status-500", "no-usage"))
+    paid_for_nothing = sum(
+        server.fault_counts[name]
+        for name in server.faults
+        if name not in ("status-429", "status-500", "no-usage")
+    )
     assert report["ledger"]["tries perhaps paid without an answer"] == paid_for_nothing
     assert report["ledger"]["answers with estimated usage"] == server.fault_counts["no-usage"]
-    assert sum("refused" in row for row in started(live.folder)) \
+    assert (
+        sum("refused" in row for row in started(live.folder))
         == server.fault_counts["status-429"] + server.fault_counts["status-500"]
+    )
 
 
 @pytest.mark.parametrize("as_date", [False, True])
@@ -432,35 +529,48 @@ def test_backoff_grows_and_tries_are_bounded(live):
     server = FaultServer({"status-503": 1.0})
     assert live(server, "--tries", "4", "--concurrency", "1", "--tasks", "1", n=1, backoff=0.1) == 1
     gaps = [b - a for a, b in zip(server.times, server.times[1:])]
-    assert all(gap >= 0.05 * 2**i for i, gap in enumerate(gaps[:3])) and gaps[0] < 0.15  # jitter takes up to a half
+    assert (
+        all(gap >= 0.05 * 2**i for i, gap in enumerate(gaps[:3])) and gaps[0] < 0.15
+    )  # jitter takes up to a half
     assert not live.out.exists()
     assert server.requests <= 4 * 2  # a dead server stops the run early
 
 
-@pytest.mark.parametrize("status, error, words", [
-    (400, {"message": "bad body"}, "bad body"),
-    (401, {"message": f"Incorrect API key {KEY} provided"}, "check OPENAI_API_KEY"),
-    (403, {"message": "forbidden"}, "403"),
-    (404, {"message": "no such model"}, "--model"),
-    (302, {"message": "moved"}, "302"),
-    (429, {"message": "no money", "code": "insufficient_quota"}, "quota"),
-    (429, {"message": "no money", "type": "insufficient_quota", "code": None}, "quota"),
-])
+@pytest.mark.parametrize(
+    "status, error, words",
+    [
+        (400, {"message": "bad body"}, "bad body"),
+        (401, {"message": f"Incorrect API key {KEY} provided"}, "check OPENAI_API_KEY"),
+        (403, {"message": "forbidden"}, "403"),
+        (404, {"message": "no such model"}, "--model"),
+        (302, {"message": "moved"}, "302"),
+        (429, {"message": "no money", "code": "insufficient_quota"}, "quota"),
+        (429, {"message": "no money", "type": "insufficient_quota", "code": None}, "quota"),
+    ],
+)
 def test_hopeless_answers_stop_at_once(live, status, error, words):
     server = FaultServer(scripted=lambda *_: (status, {"error": error}, {"Location": "http://127.0.0.1:1/"}))
     with pytest.raises(llm.UserError) as caught:
         live(server, "--concurrency", "2")
     assert words in str(caught.value) and "\n" not in str(caught.value) and KEY not in str(caught.value)
     assert server.requests <= 2
-    assert not any("tokens_in" in row and row["id"] not in {r["id"] for r in started(live.folder) if "refused" in r}
-                   for row in started(live.folder))
+    assert not any(
+        "tokens_in" in row and row["id"] not in {r["id"] for r in started(live.folder) if "refused" in r}
+        for row in started(live.folder)
+    )
 
 
-@pytest.mark.parametrize("field, message", [
-    ("max_tokens", "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."),
-    ("temperature", "Unsupported value: 'temperature' does not support 1.0 with this model."),
-    ("response_format", "json_object mode is not available"),
-])
+@pytest.mark.parametrize(
+    "field, message",
+    [
+        (
+            "max_tokens",
+            "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead.",
+        ),
+        ("temperature", "Unsupported value: 'temperature' does not support 1.0 with this model."),
+        ("response_format", "json_object mode is not available"),
+    ],
+)
 def test_fields_that_a_server_refuses_are_switched_once(live, field, message):
     def script(number, body, headers):
         if field in body:
@@ -475,7 +585,9 @@ def test_fields_that_a_server_refuses_are_switched_once(live, field, message):
 
 
 def test_a_field_refused_under_both_names_stops(live):
-    server = FaultServer(scripted=lambda *_: (400, {"error": {"message": "max_tokens, max_completion_tokens: no"}}, {}))
+    server = FaultServer(
+        scripted=lambda *_: (400, {"error": {"message": "max_tokens, max_completion_tokens: no"}}, {})
+    )
     with pytest.raises(llm.UserError, match="max_completion_tokens"):
         live(server, "--concurrency", "1")
     assert server.requests == 2
@@ -508,20 +620,27 @@ def test_the_key_appears_nowhere(live, capfd):
     assert KEY not in "".join(capfd.readouterr())
 
 
-@pytest.mark.parametrize("url, key, words", [
-    ("http://example.com/v1", KEY, "--allow-http"),
-    ("ftp://example.com/v1", KEY, "OPENAI_BASE_URL"),
-    ("https://user:pass@example.com/v1", KEY, "OPENAI_BASE_URL"),
-    ("", "", "OPENAI_API_KEY"),
-    ("https://example.com/v1", "sk-\nfoo-bar-baz", "OPENAI_API_KEY"),
-    ("https://example.com/v1", "sk-é-foo-bar-baz", "OPENAI_API_KEY"),
-])
+@pytest.mark.parametrize(
+    "url, key, words",
+    [
+        ("http://example.com/v1", KEY, "--allow-http"),
+        ("ftp://example.com/v1", KEY, "OPENAI_BASE_URL"),
+        ("https://user:pass@example.com/v1", KEY, "OPENAI_BASE_URL"),
+        ("", "", "OPENAI_API_KEY"),
+        ("https://example.com/v1", "sk-\nfoo-bar-baz", "OPENAI_API_KEY"),
+        ("https://example.com/v1", "sk-é-foo-bar-baz", "OPENAI_API_KEY"),
+    ],
+)
 def test_unsafe_or_broken_settings_are_refused(tmp_path, monkeypatch, url, key, words):
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with pytest.raises(llm.UserError) as caught:
         generate.main(["--model", "m", "--out", str(tmp_path / "x.jsonl")])
-    assert words in str(caught.value) and (not key or key not in str(caught.value)) and "pass" not in str(caught.value)
+    assert (
+        words in str(caught.value)
+        and (not key or key not in str(caught.value))
+        and "pass" not in str(caught.value)
+    )
 
 
 def test_a_proxy_is_used_and_netrc_is_not(live, monkeypatch, tmp_path):
@@ -540,17 +659,29 @@ def test_a_proxy_is_used_and_netrc_is_not(live, monkeypatch, tmp_path):
 
 
 def test_budgets_are_never_passed(live):
-    for name, flags, limit in [("tokens", ["--budget-tokens", "40_000"], 40_000),
-                               ("usd", ["--budget-usd", "0.05", "--price", "m:1:2"], 0.05)]:
+    for name, flags, limit in [
+        ("tokens", ["--budget-tokens", "40_000"], 40_000),
+        ("usd", ["--budget-usd", "0.05", "--price", "m:1:2"], 0.05),
+    ]:
         server = FaultServer(delay=0.002)
-        assert live(server, *flags, "--max-answer-tokens", "500", "--out", str(live.out.with_stem(name)), n=1000) == 0
+        assert (
+            live(
+                server, *flags, "--max-answer-tokens", "500", "--out", str(live.out.with_stem(name)), n=1000
+            )
+            == 0
+        )
         folder = live.out.with_stem(name).with_suffix("")
         ledger = json.loads((folder / "report.json").read_text())["ledger"]
         used = [len(body["messages"][0]["content"]) // 4 for body in server.bodies]
         assert ledger["tokens in"] == sum(used)
         assert 0.9 * limit < ledger[name] <= limit
         asked = server.requests
-        assert live(server, *flags, "--max-answer-tokens", "500", "--out", str(live.out.with_stem(name)), n=1000) == 0
+        assert (
+            live(
+                server, *flags, "--max-answer-tokens", "500", "--out", str(live.out.with_stem(name)), n=1000
+            )
+            == 0
+        )
         assert server.requests - asked < 10  # only what still fits
         ids = raw_ids(folder)
         assert len(ids) == len(set(ids)) < 1000
@@ -564,8 +695,20 @@ def test_tries_that_may_be_paid_count_against_the_budget(live):
 
 def test_a_budget_needs_prices(tmp_path):
     with pytest.raises(llm.UserError, match="--price b:IN:OUT"):
-        generate.main(["--model", "a", "--model", "b", "--price", "a:1:2", "--budget-usd", "1",
-                       "--out", str(tmp_path / "x.jsonl")])
+        generate.main(
+            [
+                "--model",
+                "a",
+                "--model",
+                "b",
+                "--price",
+                "a:1:2",
+                "--budget-usd",
+                "1",
+                "--out",
+                str(tmp_path / "x.jsonl"),
+            ]
+        )
 
 
 def test_torn_lines_are_cut_and_redone(live):
@@ -612,8 +755,10 @@ def test_a_full_disk_leaves_no_torn_line(tmp_path):
     assert (tmp_path / "log").read_text() == '{"a": 1}\n'
 
 
-@pytest.mark.parametrize("flags, words", [(["--seed", "1"], "seed"), (["--model", "other"], "models"),
-                                          (["--temperature", "0.5"], "temperature")])
+@pytest.mark.parametrize(
+    "flags, words",
+    [(["--seed", "1"], "seed"), (["--model", "other"], "models"), (["--temperature", "0.5"], "temperature")],
+)
 def test_other_settings_are_refused(live, flags, words):
     server = FaultServer()
     live(server, n=5)
@@ -672,13 +817,16 @@ def test_report_and_dry_run_use_no_network(live, monkeypatch, capsys):
     assert generate.main(["--report", "--out", str(live.out)]) == 0
     assert live.out.read_text() == lines and "short-long" in capsys.readouterr().out
     before = sorted(live.folder.parent.rglob("*"))
-    assert not generate.main(["--dry-run", "--model", "m", "--n", "500_000", "--price", "m:1:2",
-                              "--out", str(live.out)])
+    assert not generate.main(
+        ["--dry-run", "--model", "m", "--n", "500_000", "--price", "m:1:2", "--out", str(live.out)]
+    )
     text = capsys.readouterr().out
     assert sorted(live.folder.parent.rglob("*")) == before
     for template in PROMPTS["templates"].values():
         assert template.splitlines()[-1] in text
-    tokens_in, tokens_out = (int(n.replace(",", "")) for n in re.search(r"([\d,]+) in, ([\d,]+) out", text).groups())
+    tokens_in, tokens_out = (
+        int(n.replace(",", "")) for n in re.search(r"([\d,]+) in, ([\d,]+) out", text).groups()
+    )
     assert 60e6 < tokens_in < 140e6 and 90e6 < tokens_out < 200e6  # the paper: about 180 million in all
     assert f"${tokens_in / 1e6 + 2 * tokens_out / 1e6:,.2f}"[:-3] in text
 
@@ -687,39 +835,52 @@ def test_report_and_dry_run_use_no_network(live, monkeypatch, capsys):
 
 
 def command(*flags, env=None, **kwargs):
-    return subprocess.Popen([sys.executable, str(ROOT / "generate.py"), *flags], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}, **kwargs)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "generate.py"), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(env or {})},
+        **kwargs,
+    )
 
 
-@pytest.mark.parametrize("flags, words", [
-    ([], "--model"),
-    (["--replay", "missing.jsonl"], "missing.jsonl"),
-    (["--replay", "broken.jsonl"], "broken.jsonl:2"),
-    (["--replay", "foreign.jsonl"], "foreign.jsonl:1"),
-    (["--replay", "cut.jsonl.gz"], "cut.jsonl.gz"),
-    (["--model", "a", "--model", "a"], "--model"),
-    (["--model", "a:0"], "--model"),
-    (["--model", "a", "--price", "a:1"], "--price"),
-    (["--model", "a", "--tries", "0"], "--tries"),
-    (["--model", "a", "--n", "0"], "--n"),
-    (["--model", "a", "--n", "many"], "--n"),
-    (["--report", "--out", "none.jsonl"], "none"),
-    (["--model", "a", "--out", "nosuffix"], "nosuffix"),
-])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ([], "--model"),
+        (["--replay", "missing.jsonl"], "missing.jsonl"),
+        (["--replay", "broken.jsonl"], "broken.jsonl:2"),
+        (["--replay", "foreign.jsonl"], "foreign.jsonl:1"),
+        (["--replay", "cut.jsonl.gz"], "cut.jsonl.gz"),
+        (["--model", "a", "--model", "a"], "--model"),
+        (["--model", "a:0"], "--model"),
+        (["--model", "a", "--price", "a:1"], "--price"),
+        (["--model", "a", "--tries", "0"], "--tries"),
+        (["--model", "a", "--n", "0"], "--n"),
+        (["--model", "a", "--n", "many"], "--n"),
+        (["--report", "--out", "none.jsonl"], "none"),
+        (["--model", "a", "--out", "nosuffix"], "nosuffix"),
+    ],
+)
 def test_mistakes_get_one_line_and_leave_nothing(tmp_path, flags, words):
     first = json.dumps(recorded()[20], ensure_ascii=False)
     (tmp_path / "broken.jsonl").write_text(first + "\n{torn\n")
     (tmp_path / "foreign.jsonl").write_text('{"text": "hello"}\n')
     (tmp_path / "cut.jsonl.gz").write_bytes(RECORDED.read_bytes()[:5000])
     before = sorted(tmp_path.rglob("*"))
-    process = command(*flags, cwd=tmp_path, env={"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": KEY})
+    process = command(
+        *flags, cwd=tmp_path, env={"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": KEY}
+    )
     out, err = process.communicate(timeout=30)
     assert process.returncode == 2, (out, err)
     last = err.strip().splitlines()[-1]
     assert words in last and "Traceback" not in err
     if "usage:" not in err:  # argparse's own mistakes print the usage above
         assert len(err.strip().splitlines()) == 1
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == [p for p in before if p.is_file()]
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == [
+        p for p in before if p.is_file()
+    ]
 
 
 def test_ctrl_c_stops_cleanly_and_the_rerun_finishes(tmp_path):
@@ -743,8 +904,20 @@ def test_ctrl_c_stops_cleanly_and_the_rerun_finishes(tmp_path):
 
 def test_progress_is_plain_lines_where_the_output_is_no_terminal(tmp_path):
     server = FaultServer()
-    process = command("--model", "m", "--n", "10", "--tasks", "4", "--price", "m:1:2", "--out", "run.jsonl",
-                      cwd=tmp_path, env={"OPENAI_BASE_URL": server.url})
+    process = command(
+        "--model",
+        "m",
+        "--n",
+        "10",
+        "--tasks",
+        "4",
+        "--price",
+        "m:1:2",
+        "--out",
+        "run.jsonl",
+        cwd=tmp_path,
+        env={"OPENAI_BASE_URL": server.url},
+    )
     out, _ = process.communicate(timeout=30)
     assert re.search(r"^10 of 10, [\d.]+/s, [\d,]+ tokens, \$0\.0\d, 0:00:00 left$", out, re.MULTILINE)
     assert "\r" not in out

@@ -1,4 +1,5 @@
-"""generate.py against kills, ten thousand faulty requests, a grader of clients and a real LLM server. Minutes."""
+"""generate.py against kills, ten thousand faulty requests, a grader of clients and a real LLM server.
+Minutes."""
 
 import collections
 import hashlib
@@ -26,7 +27,9 @@ class Process:
     """A server in its own process, up once it has printed a line that holds its port or address."""
 
     def __init__(self, *command):
-        self.process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, *map(str, command)], stdout=subprocess.PIPE, text=True
+        )
         self.line = self.process.stdout.readline().strip()
 
     def __enter__(self):
@@ -39,8 +42,14 @@ class Process:
 
 def start(url, *flags, **kwargs):
     environment = {**os.environ, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": ""}
-    return subprocess.Popen([sys.executable, str(ROOT / "generate.py"), *map(str, flags)], env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "generate.py"), *map(str, flags)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **kwargs,
+    )
 
 
 def rows_of(folder, name="raw"):
@@ -55,16 +64,39 @@ def freeze_tasks(folder):
         for kind, task in prompts["task_types"].items():
             if task["brainstorm"]:
                 tasks = json.dumps([f"Given a {kind} text, find its number {i}." for i in range(20)])
-                llm.append(file, generate.brainstorm_at(kind, 0, 0, prompts, {"m": 1}) | {
-                    "response": tasks, "usage": {"prompt_tokens": 0, "completion_tokens": 0}})
+                llm.append(
+                    file,
+                    generate.brainstorm_at(kind, 0, 0, prompts, {"m": 1})
+                    | {"response": tasks, "usage": {"prompt_tokens": 0, "completion_tokens": 0}},
+                )
 
 
 def test_kills_at_random_moments_lose_and_double_nothing(tmp_path):
     concurrency, n, kills, rng = 8, 4000, 0, random.Random(1)
     log, folder = tmp_path / "billed", tmp_path / "run"
-    flags = ["--model", "m", "--n", n, "--tasks", 400, "--concurrency", concurrency, "--out", tmp_path / "run.jsonl"]
-    with Process(ROOT / "tests/fault_server.py", "--delay", 0.03, "--log", log,
-                 "--fault", "status-429=0.02", "--fault", "no-usage=0.02") as port:
+    flags = [
+        "--model",
+        "m",
+        "--n",
+        n,
+        "--tasks",
+        400,
+        "--concurrency",
+        concurrency,
+        "--out",
+        tmp_path / "run.jsonl",
+    ]
+    with Process(
+        ROOT / "tests/fault_server.py",
+        "--delay",
+        0.03,
+        "--log",
+        log,
+        "--fault",
+        "status-429=0.02",
+        "--fault",
+        "no-usage=0.02",
+    ) as port:
         url = f"http://127.0.0.1:{port}/v1"
         while kills < 32:
             process = start(url, *flags)
@@ -90,17 +122,52 @@ def test_kills_at_random_moments_lose_and_double_nothing(tmp_path):
 
 
 def test_ten_thousand_requests_through_all_faults(tmp_path):
-    n, faults = 10_000, {"status-429": .03, "status-500": .03, "cut": .02, "garbage": .02, "truncated": .02,
-                         "headless": .02, "reset": .02, "half-headers": .02, "no-usage": .03, "drip": .001, "hang": .001}
+    n, faults = (
+        10_000,
+        {
+            "status-429": 0.03,
+            "status-500": 0.03,
+            "cut": 0.02,
+            "garbage": 0.02,
+            "truncated": 0.02,
+            "headless": 0.02,
+            "reset": 0.02,
+            "half-headers": 0.02,
+            "no-usage": 0.03,
+            "drip": 0.001,
+            "hang": 0.001,
+        },
+    )
     log = tmp_path / "billed"
-    with Process(ROOT / "tests/fault_server.py", "--log", log,
-                 *(word for name, share in faults.items() for word in ("--fault", f"{name}={share}"))) as port:
-        process = start(f"http://127.0.0.1:{port}/v1", "--model", "m", "--n", n, "--tasks", 500, "--timeout", 1,
-                        "--backoff", 0.02, "--concurrency", 32, "--out", tmp_path / "run.jsonl")
+    with Process(
+        ROOT / "tests/fault_server.py",
+        "--log",
+        log,
+        *(word for name, share in faults.items() for word in ("--fault", f"{name}={share}")),
+    ) as port:
+        process = start(
+            f"http://127.0.0.1:{port}/v1",
+            "--model",
+            "m",
+            "--n",
+            n,
+            "--tasks",
+            500,
+            "--timeout",
+            1,
+            "--backoff",
+            0.02,
+            "--concurrency",
+            32,
+            "--out",
+            tmp_path / "run.jsonl",
+        )
         out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     rows = rows_of(tmp_path / "run")
-    assert collections.Counter(row["id"] for row in rows if row["step"] == "generate") == dict.fromkeys(range(n), 1)
+    assert collections.Counter(row["id"] for row in rows if row["step"] == "generate") == dict.fromkeys(
+        range(n), 1
+    )
     billed = collections.Counter(log.read_text().split())
     tasks = collections.defaultdict(list)
     for row in rows_of(tmp_path / "run", "tasks"):
@@ -110,15 +177,33 @@ def test_ten_thousand_requests_through_all_faults(tmp_path):
     for i in range(n):
         message = generate.render(prompts, **generate.request_at(i, 0, prompts, tasks, {"m": 1}))
         asked[hashlib.sha256(message.encode()).hexdigest()] += 1
-    assert all(billed[digest] == number for digest, number in asked.items())  # not one answer was asked for twice
+    assert all(
+        billed[digest] == number for digest, number in asked.items()
+    )  # not one answer was asked for twice
 
 
 def test_llmock_finds_no_fault_with_the_client(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    server = subprocess.Popen([str(Path(sys.executable).with_name("llmock")), "serve", "--port", str(port), "--log-level",
-                               "error", "--error-rate", "429=0.08", "--error-rate", "500=0.04", "--error-rate",
-                               "503=0.04"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    server = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("llmock")),
+            "serve",
+            "--port",
+            str(port),
+            "--log-level",
+            "error",
+            "--error-rate",
+            "429=0.08",
+            "--error-rate",
+            "500=0.04",
+            "--error-rate",
+            "503=0.04",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+    )
     try:
         url = f"http://127.0.0.1:{port}"
         for _ in range(100):
@@ -128,8 +213,21 @@ def test_llmock_finds_no_fault_with_the_client(tmp_path):
             except OSError:
                 time.sleep(0.1)
         freeze_tasks(tmp_path / "run")
-        process = start(f"{url}/v1", "--model", "m", "--n", 150, "--tasks", 20, "--backoff", 0.5, "--concurrency", 4,
-                        "--out", tmp_path / "run.jsonl")
+        process = start(
+            f"{url}/v1",
+            "--model",
+            "m",
+            "--n",
+            150,
+            "--tasks",
+            20,
+            "--backoff",
+            0.5,
+            "--concurrency",
+            4,
+            "--out",
+            tmp_path / "run.jsonl",
+        )
         out, _ = process.communicate(timeout=240)
         assert process.returncode == 0, out
         verdict = json.load(urllib.request.urlopen(f"{url}/_llmock/verdict"))
@@ -143,13 +241,29 @@ def test_llmock_finds_no_fault_with_the_client(tmp_path):
 def test_a_real_llm_server_end_to_end(tmp_path):
     with Process(ROOT / "tools/serve.py", "--port", 0, "--threads", 1) as address:
         freeze_tasks(tmp_path / "run")
-        flags = ["--model", "m", "--n", 6, "--tasks", 20, "--max-answer-tokens", 150, "--concurrency", 2, "--out",
-                 tmp_path / "run.jsonl"]
+        flags = [
+            "--model",
+            "m",
+            "--n",
+            6,
+            "--tasks",
+            20,
+            "--max-answer-tokens",
+            150,
+            "--concurrency",
+            2,
+            "--out",
+            tmp_path / "run.jsonl",
+        ]
         process = start(address, *flags)
         out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     rows = [row for row in rows_of(tmp_path / "run") if row["step"] == "generate"]
     assert sorted(row["id"] for row in rows) == list(range(6))
     for row in rows:
-        assert row["response"] and row["finish_reason"] in ("stop", "length") and "estimated" not in row["usage"]
+        assert (
+            row["response"]
+            and row["finish_reason"] in ("stop", "length")
+            and "estimated" not in row["usage"]
+        )
         assert 0 < row["usage"]["completion_tokens"] <= 150 and row["usage"]["prompt_tokens"] > 50

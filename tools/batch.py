@@ -1,17 +1,18 @@
 """generate.py through a provider's batch API (POST /files, /batches): half the price, answers within a day.
 
-    python tools/batch.py --model gpt-4o-mini --n 500_000 --price gpt-4o-mini:0.075:0.30 [generate.py's other flags]
+    python tools/batch.py --model gpt-4o-mini --n 500_000 --price gpt-4o-mini:0.075:0.30 [more of its flags]
 
-It takes generate.py's flags, asks the same requests and adds to the same raw.jsonl, so live and batch runs can take
-turns. The brainstorms, 1.5 % of the requests, are asked live, since one wave of them waits for the other. One command
-does everything and may be killed at any point; the same command goes on from there:
+It takes generate.py's flags, asks the same requests and adds to the same raw.jsonl, so live and batch runs
+can take turns. The brainstorms, 1.5 % of the requests, are asked live, since one wave of them waits for the
+other. One command does everything and may be killed at any point; the same command goes on from there:
 
-    RUN/batches/0001.jsonl        the requests of one batch, in the provider's format (custom_id, method, url, body)
-    RUN/batches/0001.json         how far it got: uploaded file, batch, status
+    RUN/batches/0001.jsonl      the requests of one batch, in the provider's format
+    RUN/batches/0001.json       how far it got: uploaded file, batch, status
     RUN/batches/0001.output.jsonl, 0001.errors.jsonl    what came back; its answers then join raw.jsonl
 
-A kill between the provider's "batch created" and our note of it can't pay twice: the provider's list of batches is
-searched for our uploaded file first. Requests that came back as errors, or not at all, go into a further batch.
+A kill between the provider's "batch created" and our note of it can't pay twice: the provider's list of
+batches is searched for our uploaded file first. Requests that came back as errors, or not at all, go into a
+further batch.
 """
 
 import argparse
@@ -38,7 +39,8 @@ class BatchClient(llm.Client):
     """A Client that also speaks the files and batches endpoints."""
 
     def call(self, method, path, lookup=None, **kwargs):
-        """One HTTP call, retried -> response. lookup: asked before a repeated POST whether the first one worked."""
+        """One HTTP call, retried -> response. lookup: asked before a repeated POST whether the first one
+        worked."""
         url, headers = self.url.replace("/chat/completions", path), dict(self.headers)
         if "json" not in kwargs:
             del headers["Content-Type"]
@@ -48,8 +50,14 @@ class BatchClient(llm.Client):
             with requests.Session() as session:
                 session.trust_env, session.proxies, session.verify = False, self.proxies, self.verify
                 try:
-                    response = session.request(method, url, headers=headers, timeout=self.args.timeout,
-                                               allow_redirects=False, **kwargs)
+                    response = session.request(
+                        method,
+                        url,
+                        headers=headers,
+                        timeout=self.args.timeout,
+                        allow_redirects=False,
+                        **kwargs,
+                    )
                 except requests.RequestException as error:
                     self.trouble, headers_of, status = f"{type(error).__name__}", {}, None
                 else:
@@ -69,7 +77,9 @@ class Part:
 
     def __init__(self, path):
         self.path, self.state_path = path, path.with_suffix(".json")
-        self.state = json.loads(self.state_path.read_text("utf-8")) if self.state_path.exists() else {"status": "new"}
+        self.state = (
+            json.loads(self.state_path.read_text("utf-8")) if self.state_path.exists() else {"status": "new"}
+        )
 
     def note(self, **changes):
         self.state |= changes
@@ -89,14 +99,22 @@ class Part:
 
     def submit(self, client):
         if "file" not in self.state:  # a second upload after a kill costs nothing
-            files = {"file": (self.path.name, self.path.read_bytes())}  # bytes, since a retry sends them again
+            files = {
+                "file": (self.path.name, self.path.read_bytes())
+            }  # bytes, since a retry sends them again
             answer = client.call("POST", "/files", data={"purpose": "batch"}, files=files)
             self.note(file=answer.json()["id"])
         if "batch" not in self.state:  # a second batch would be paid for
             batch = self.find(client) or client.call(
-                "POST", "/batches", lookup=lambda: self.find(client),
-                json={"input_file_id": self.state["file"], "endpoint": "/v1/chat/completions",
-                      "completion_window": "24h"})
+                "POST",
+                "/batches",
+                lookup=lambda: self.find(client),
+                json={
+                    "input_file_id": self.state["file"],
+                    "endpoint": "/v1/chat/completions",
+                    "completion_window": "24h",
+                },
+            )
             self.note(batch=batch.json()["id"], status="submitted")
 
     def find(self, client):
@@ -123,7 +141,9 @@ class Part:
             if batch.get(key):
                 target = self.path.with_suffix(f".{kind}.jsonl")
                 partial = target.with_name(target.name + ".tmp")
-                partial.write_text(client.redact(client.call("GET", f"/files/{batch[key]}/content").content.decode()))
+                partial.write_text(
+                    client.redact(client.call("GET", f"/files/{batch[key]}/content").content.decode())
+                )
                 os.replace(partial, target)
         self.note(status="fetched")
         return True
@@ -138,10 +158,14 @@ class Part:
                 if key not in sent or key in run.answered or not response:
                     continue
                 request = request_of(key)
-                message, content = generate.render(prompts, **request), json.dumps(response.get("body")).encode()
+                message, content = (
+                    generate.render(prompts, **request),
+                    json.dumps(response.get("body")).encode(),
+                )
                 try:
-                    answer = client.read_answer(request, message, client.body(request, message),
-                                                response.get("status_code"), content)
+                    answer = client.read_answer(
+                        request, message, client.body(request, message), response.get("status_code"), content
+                    )
                 except Retry:
                     continue
                 if answer is not None:
@@ -151,7 +175,8 @@ class Part:
 
 
 def write_parts(todo, folder, client, prompts, part_size):
-    """Writes requests into the files of new batches, one model a file, as far as the budget goes -> [Part]."""
+    """Writes requests into the files of new batches, one model a file, as far as the budget goes ->
+    [Part]."""
     run, parts, lines, sizes = client.run, [], {}, {}
     number = max((int(path.stem) for path in folder.glob("[0-9]*[0-9].jsonl")), default=0)
 
@@ -160,7 +185,9 @@ def write_parts(todo, folder, client, prompts, part_size):
         number += 1
         part = Part(folder / f"{number:04}.jsonl")
         tokens_in, tokens_out = (sum(side) for side in zip(*(tokens for _, tokens in lines[model])))
-        part.note(status="new", model=model, requests=len(lines[model]), tokens_in=tokens_in, tokens_out=tokens_out)
+        part.note(
+            status="new", model=model, requests=len(lines[model]), tokens_in=tokens_in, tokens_out=tokens_out
+        )
         partial = part.path.with_suffix(".tmp")
         partial.write_text("".join(line for line, _ in lines.pop(model)), "utf-8")
         os.replace(partial, part.path)  # with this file the part exists
@@ -173,8 +200,17 @@ def write_parts(todo, folder, client, prompts, part_size):
             print("the budget leaves no room for more requests")
             break
         run.reserved.update(llm.tokens_of(model, *tokens))
-        line = json.dumps({"custom_id": str(request["id"]), "method": "POST", "url": "/v1/chat/completions",
-                           "body": client.body(request, message)}) + "\n"
+        line = (
+            json.dumps(
+                {
+                    "custom_id": str(request["id"]),
+                    "method": "POST",
+                    "url": "/v1/chat/completions",
+                    "body": client.body(request, message),
+                }
+            )
+            + "\n"
+        )
         if model in lines and (len(lines[model]) == part_size or sizes[model] + len(line) > MAX_BYTES):
             close(model)
         lines.setdefault(model, []).append((line, tokens))
@@ -185,7 +221,8 @@ def write_parts(todo, folder, client, prompts, part_size):
 
 
 def run_batches(args, flags, client, prompts, pools):
-    """Submits, waits for and joins batches until every request has an answer or no batch brings a new one."""
+    """Submits, waits for and joins batches until every request has an answer or no batch brings a new
+    one."""
     run, folder = client.run, client.run.folder / "batches"
     folder.mkdir(exist_ok=True)
     parts = [Part(path) for path in sorted(folder.glob("[0-9]*[0-9].jsonl"))]
@@ -195,8 +232,13 @@ def run_batches(args, flags, client, prompts, pools):
     request_of = lambda i: generate.request_at(i, args.seed, prompts, pools, args.models)  # noqa: E731
     while True:
         taken = {i for part in parts for i in part.ids()} | run.answered
-        new = write_parts((request_of(i) for i in range(args.n) if i not in taken), folder, client, prompts,
-                          flags.part_size)
+        new = write_parts(
+            (request_of(i) for i in range(args.n) if i not in taken),
+            folder,
+            client,
+            prompts,
+            flags.part_size,
+        )
         parts += new
         if not parts:
             return
@@ -209,8 +251,11 @@ def run_batches(args, flags, client, prompts, pools):
                 run.reserved.subtract(part.tokens)
                 refused = refused or part.state.get("refused", "")
                 parts.remove(part)
-                print(f"{part.path.name}: joined; {len(run.answered - run.brainstorms.keys()):,} of {args.n:,} answers, "
-                      f"${run.cost(run.spent):.2f}", flush=True)
+                done = len(run.answered - run.brainstorms.keys())
+                print(
+                    f"{part.path.name}: joined; {done:,} of {args.n:,}, ${run.cost(run.spent):.2f}",
+                    flush=True,
+                )
             if parts:
                 time.sleep(flags.poll * random.uniform(0.9, 1.1))
         if refused:
@@ -220,7 +265,9 @@ def run_batches(args, flags, client, prompts, pools):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], epilog="and all flags of generate.py")
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], epilog="and all flags of generate.py"
+    )
     parser.add_argument("--poll", type=float, default=60, help="seconds between looks at a batch")
     parser.add_argument("--part-size", type=int, default=MAX_REQUESTS, help="most requests in one batch")
     flags, rest = parser.parse_known_args(argv)

@@ -2,8 +2,9 @@
 
     python tools/bench_generate.py [--n 5000] [--concurrency 16]
 
-The server runs in a process of its own and competes for the same cores, so the figure is a lower bound. Each request
-goes the whole way: drawn, rendered, logged as started, posted, its answer checked and appended to raw.jsonl.
+The server runs in a process of its own and competes for the same cores, so the figure is a lower bound. Each
+request goes the whole way: drawn, rendered, logged as started, posted, its answer checked and appended to
+raw.jsonl.
 """
 
 import argparse
@@ -25,25 +26,57 @@ def main():
     parser.add_argument("--n", type=int, default=5000, help="example requests")
     parser.add_argument("--concurrency", type=int, default=16)
     args = parser.parse_args()
-    server = subprocess.Popen([sys.executable, str(ROOT / "tests/fault_server.py")], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/fault_server.py")], stdout=subprocess.PIPE, text=True
+    )
     try:
         port = server.stdout.readline().strip()
         environment = {**os.environ, "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1", "OPENAI_API_KEY": ""}
         with tempfile.TemporaryDirectory() as folder:
-            out = subprocess.run([sys.executable, str(ROOT / "generate.py"), "--model", "m", "--n", str(args.n),
-                                  "--tasks", "100", "--concurrency", str(args.concurrency), "--out",
-                                  f"{folder}/run.jsonl"], env=environment, check=True, capture_output=True, text=True)
+            out = subprocess.run(
+                [
+                    sys.executable,
+                    str(ROOT / "generate.py"),
+                    "--model",
+                    "m",
+                    "--n",
+                    str(args.n),
+                    "--tasks",
+                    "100",
+                    "--concurrency",
+                    str(args.concurrency),
+                    "--out",
+                    f"{folder}/run.jsonl",
+                ],
+                env=environment,
+                check=True,
+                capture_output=True,
+                text=True,
+            )
             begun = time.monotonic()
-            subprocess.run([sys.executable, str(ROOT / "generate.py"), "--report", "--out", f"{folder}/run.jsonl"],
-                           check=True, capture_output=True)
+            subprocess.run(
+                [sys.executable, str(ROOT / "generate.py"), "--report", "--out", f"{folder}/run.jsonl"],
+                check=True,
+                capture_output=True,
+            )
             building = time.monotonic() - begun
     finally:
         server.terminate()
         server.wait()
     rate = float(re.search(rf"^{args.n:,} of {args.n:,}, ([\d.]+)/s", out.stdout, re.MULTILINE)[1])
-    print(json.dumps({"requests per second": rate, "answers built into examples per second": round(args.n / building),
-                      "n": args.n, "concurrency": args.concurrency, "cores": os.cpu_count(),
-                      "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}))
+    print(
+        json.dumps(
+            {
+                "requests per second": rate,
+                "answers built into examples per second": round(args.n / building),
+                "n": args.n,
+                "concurrency": args.concurrency,
+                "cores": os.cpu_count(),
+                "python": platform.python_version(),
+                "date": time.strftime("%Y-%m-%d"),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

