@@ -26,13 +26,12 @@ import json
 import os
 import random
 import re
-import sys
 import unicodedata
 import zlib
 from pathlib import Path
 
-from llm import (BudgetReached, Client, Run, Stopping, UserError, ask_all, estimate_tokens, read_jsonl,
-                 tokens_of, write_json)
+from llm import (BudgetReached, Client, Run, Stopping, UserError, ask_all, command, estimate_tokens,
+                 read_jsonl, tokens_of, write_json)
 
 PROMPTS = Path(__file__).parent / "prompts"
 INSTRUCTIONS = {"sts": "Retrieve semantically similar text.",  # table 16
@@ -562,10 +561,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"generate.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    command(main)

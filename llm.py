@@ -47,6 +47,17 @@ class Retry(Exception):
     """A try that failed in a way that may pass: (how, the refusal for the ledger, None if perhaps paid)."""
 
 
+def command(main):
+    """Runs main as a script: a user's mistake is one line and exit code 2, Ctrl-C is exit code 130."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 # ---- Files: append-only logs that survive a kill ----
 
 
@@ -67,7 +78,7 @@ def open_log(path):
 
 
 def append(file, row):
-    """Appends a row in one unbuffered write: once this returns, a kill can't lose it."""
+    """Appends a row in one unbuffered write: once this returns, a kill can't lose it (a power cut might)."""
     line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
     if (written := file.write(line)) != len(line):  # a full disk; half a line must not meet the next one
         file.truncate(file.seek(0, os.SEEK_END) - written)

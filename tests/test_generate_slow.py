@@ -267,3 +267,12 @@ def test_a_real_llm_server_end_to_end(tmp_path):
             and "estimated" not in row["usage"]
         )
         assert 0 < row["usage"]["completion_tokens"] <= 150 and row["usage"]["prompt_tokens"] > 50
+
+
+def test_the_parser_properties_at_length():
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "tests/test_generate.py", "-p", "no:cacheprovider", "-k"]
+        + ["survives or lose_nothing or never_an_example or breaks_the_parser"],
+        cwd=ROOT, env={**os.environ, "PARSER_EXAMPLES": "5000"}, capture_output=True, text=True,
+    )
+    assert done.returncode == 0 and "4 passed" in done.stdout, done.stdout

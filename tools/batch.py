@@ -16,7 +16,6 @@ further batch.
 """
 
 import argparse
-import collections
 import json
 import os
 import random
@@ -287,10 +286,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"batch.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    llm.command(main)

@@ -27,7 +27,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from generate import UserError, normalize, write_json  # noqa: E402
+from generate import normalize  # noqa: E402
+from llm import UserError, command, write_json  # noqa: E402
 
 BINS, ROWS = 64, 4  # signature values; values a band
 SHINGLE, WINDOW, SAMPLED = 5, 50, 8
@@ -291,8 +292,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"clean.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    command(main)
