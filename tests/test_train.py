@@ -1,0 +1,439 @@
+"""train.py: what goes into a batch, the loss, cached gradients, the run's folder and its errors."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import get_linear_schedule_with_warmup
+
+import train
+from model import Embedder, UserError
+from tiny import random_model, save, tiny_config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, mistral_files):
+    """A tiny random Mistral with the real tokenizer."""
+    config = tiny_config(vocab_size=32000, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+    return save(random_model(config), tmp_path_factory.mktemp("base") / "tiny", mistral_files)
+
+
+def write_lines(path: Path, records) -> Path:
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    return path
+
+
+def record(i: int, **more) -> dict:
+    return {"prompt": f"task {i % 3}", "query": f"question number {i} " + "word " * (i % 7),
+            "pos": [f"answer {i} ✓ " + "long " * (i % 5)], "neg": [f"wrong {i}"], "type": ("sts", "long-short")[i % 2], **more}
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_lines(tmp_path / "data.jsonl", [record(i) for i in range(24)])
+
+
+def options(base, data, out, *more):
+    return train.options(["--base", str(base), "--data", str(data), "--out", str(out), "--batch-size", "8",
+                          "--max-length", "32", "--device", "cpu", *map(str, more)])
+
+
+def command(base, data, out, *more, **run):
+    return subprocess.run([sys.executable, ROOT / "train.py", "--base", base, "--data", data, "--out", out,
+                           "--batch-size", "8", "--max-length", "32", "--lr", "1e-3", "--warmup-steps", "2",
+                           "--device", "cpu", *map(str, more)], capture_output=True, text=True, **run)
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+def test_examples_are_found_by_byte_offset(tmp_path):
+    records = [record(i, query=q) for i, q in enumerate(["plain", "Grüße, 世界 🙂", "line\u2028separator", "last"])]
+    text = "\n\n".join(json.dumps(r, ensure_ascii=False) for r in records)      # blank lines, no final newline
+    (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
+    examples = train.Examples([str(tmp_path / "a.jsonl")])
+    assert [examples[i]["query"] for i in (3, 1, 0, 2)] == ["last", "Grüße, 世界 🙂", "plain", "line\u2028separator"]
+
+
+@pytest.mark.parametrize("line, complaint", [
+    ("{broken", "Expecting property name"), ("[1]", "not a JSON object"), ('{"query": 3, "pos": ["a"]}', '"query"'),
+    ('{"query": "a"}', '"pos"'), ('{"query": "a", "pos": []}', "must hold text"), ('{"query": " ", "pos": ["a"]}', "must"),
+    ('{"query": "a", "pos": ["b"], "neg": "c"}', '"neg"'), ('{"query": "a", "pos": ["b"], "prompt": 1}', '"prompt"'),
+])
+def test_a_bad_line_is_named_or_counted(tmp_path, line, complaint):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record(0)) + "\n" + line + "\n" + json.dumps(record(1)) + "\n")
+    with pytest.raises(UserError, match=r"a\.jsonl:2: .*" + complaint):
+        train.Examples([str(path)])
+    examples = train.Examples([str(path)], skip_bad_lines=True)
+    assert (len(examples), examples.skipped, examples[1]["query"]) == (2, 1, record(1)["query"])
+
+
+def test_missing_prompt_falls_back(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [{"query": "q", "pos": ["p"]}, {"query": "q", "pos": ["p"], "prompt": ""}])
+    examples = train.Examples([str(path)], default_prompt="the task")
+    assert [examples[i]["prompt"] for i in (0, 1)] == ["the task", ""]
+
+
+@pytest.mark.parametrize("homogeneous", [False, True])
+def test_an_epoch_visits_each_example_once_in_another_order(data, homogeneous):
+    examples = train.Examples([str(data)])
+    first, again, second = (train.plan_epoch(examples, 5, homogeneous, 0, epoch) for epoch in (0, 0, 1))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    flat = np.concatenate(first)
+    assert sorted(flat) == list(range(24)) and not np.array_equal(flat, np.concatenate(second))
+    if homogeneous:                     # 12 + 12 examples in batches of 5: two whole ones a type, the rest mixed
+        pure = [len(set(examples.groups[batch])) == 1 for batch in first if len(batch) == 5]
+        assert sum(pure) == 4
+
+
+def test_a_share_draws_another_part_each_epoch(tmp_path):
+    paths = [write_lines(tmp_path / name, [record(i, query=f"{name} {i}") for i in range(20)]) for name in "ab"]
+    examples = train.Examples([f"{paths[0]}:0.25", str(paths[1])])
+    parts = [np.concatenate(train.plan_epoch(examples, 7, False, 0, epoch)) for epoch in range(3)]
+    assert [sum(examples.files[p] == 0) for p in parts] == [5, 5, 5]
+    assert [sum(examples.files[p] == 1) for p in parts] == [20, 20, 20]
+    assert len({frozenset(p[examples.files[p] == 0]) for p in parts}) == 3
+    for bad in ("2", "0", "x", "-1"):
+        with pytest.raises(UserError, match="share"):
+            train.Examples([f"{paths[0]}:{bad}"])
+
+
+def test_known_positives_are_masked_and_the_target_never_is(tmp_path, base):
+    records = [
+        {"prompt": "t", "query": "q", "pos": ["A"], "neg": ["B"]},       # B is a positive of the same query below
+        {"prompt": "t", "query": "q", "pos": ["B"], "neg": ["C"]},
+        {"prompt": "other", "query": "q", "pos": ["A"], "neg": ["D"]},   # another task: its A is its own
+        {"prompt": "t", "query": "r", "pos": ["B", "B"], "neg": []},
+    ]
+    path = write_lines(tmp_path / "a.jsonl", records)
+    args = options(base, path, tmp_path / "run")
+    batch = train.prepare(train.Examples([str(path)]), np.arange(4), lambda texts, prompts: texts, args, step=0)
+    # columns: the positives A B A B, then the negatives B C D
+    assert batch.valid.tolist() == [
+        [True, False, False, False, False, True, True],     # A again in column 2, B in 1, 3 and 4
+        [False, True, False, False, False, True, True],
+        [False, True, True, True, True, True, True],        # its own A stays, the other A goes
+        [True, False, True, True, False, True, True],
+    ]
+    args.no_mask = True
+    assert train.prepare(train.Examples([str(path)]), np.arange(4), lambda t, p: t, args, step=0).valid.all()
+
+
+def test_a_batch_is_a_function_of_the_step(tmp_path, base):
+    path = write_lines(tmp_path / "a.jsonl", [{"query": f"q{i}", "pos": [f"p{i}{k}" for k in range(4)],
+                                               "neg": [f"n{i}{k}" for k in range(4)]} for i in range(6)])
+    args = options(base, path, tmp_path / "run", "--negatives", 2)
+    examples = train.Examples([str(path)])
+    texts = [train.prepare(examples, np.arange(6), lambda t, p: t, args, step).rows for step in (3, 3, 4)]
+    assert texts[0] == texts[1] != texts[2] and len(texts[0]) == 6 * (1 + 1 + 2)
+
+
+@pytest.mark.parametrize("style, wanted", [
+    ("task", [("T", "q")] * 4), ("none", [("", "q")] * 4),
+    ("prefix", [("", "classify: q"), ("", "query: q"), ("", "q"), ("", "q")]),
+])
+def test_instruction_styles_of_the_ablation(style, wanted):
+    kinds = ("long-short", "short-long", "sts", "bitext")
+    assert [train.with_instruction({"prompt": "T", "query": "q", "type": k}, style) for k in kinds] == wanted
+
+
+# ------------------------------------------------------------------------------------------------ loss
+
+def unit(rows, dims, seed):
+    return torch.nn.functional.normalize(torch.randn(rows, dims, generator=torch.Generator().manual_seed(seed),
+                                                     dtype=torch.float64), dim=-1)
+
+
+def test_info_nce_is_equation_2(seed=0):
+    q, d = unit(5, 8, seed), unit(9, 8, seed + 1)
+    targets = torch.tensor([3, 0, 8, 1, 5])
+    valid = torch.rand(5, 9, generator=torch.Generator().manual_seed(2)) > 0.3
+    valid[torch.arange(5), targets] = True
+    wanted = 0.0
+    for i, t in enumerate(targets):
+        phi = torch.exp(torch.cosine_similarity(q[i][None], d) / 0.02)
+        wanted -= torch.log(phi[t] / phi[valid[i]].sum()) / 5
+    assert torch.allclose(train.info_nce(q, d, targets, 0.02, valid), wanted, rtol=1e-12)
+    assert train.info_nce(q, d, targets, 0.02).dtype == torch.float64
+    assert train.info_nce(q.bfloat16(), d.bfloat16(), targets, 0.02).dtype == torch.float32
+
+
+def test_margin_masks_what_scores_above_the_positive():
+    q = torch.tensor([[1.0, 0.0]])
+    d = torch.tensor([[0.8, 0.6], [1.0, 0.0], [0.0, 1.0]])             # cosines .8 (own), 1, 0
+    logits = torch.tensor([0.8, 0.0])
+    assert torch.allclose(train.info_nce(q, d, torch.tensor([0]), 1.0, margin=0.1),
+                          torch.logsumexp(logits, 0) - 0.8)
+
+
+def test_matryoshka_averages_over_cuts():
+    q, d, t = unit(4, 8, 0), unit(4, 8, 1), torch.arange(4)
+
+    def loss(a, b):
+        return train.info_nce(a, b, t, 0.1)
+    cut = loss(torch.nn.functional.normalize(q[:, :3], dim=-1), torch.nn.functional.normalize(d[:, :3], dim=-1))
+    assert torch.allclose(train.matryoshka(loss, q, d, [3]), (loss(q, d) + cut) / 2)
+    assert torch.equal(train.matryoshka(loss, q, d, []), loss(q, d))
+
+
+def test_accuracy_counts_ties_and_nan_as_misses():
+    e, valid = torch.eye(3), torch.ones(3, 3, dtype=torch.bool)
+    targets = torch.arange(3)
+    assert train.in_batch_accuracy(e, e, targets, valid) == 1
+    assert train.in_batch_accuracy(torch.ones(3, 3), torch.ones(3, 3), targets, valid) == 0
+    assert train.in_batch_accuracy(e * torch.nan, e, targets, valid) == 0
+    q = torch.tensor([[1.0, 0.1, 0.0], [0.1, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    swapped = e[[1, 0, 2]]
+    assert train.in_batch_accuracy(q, swapped, targets, valid) == pytest.approx(1 / 3)
+    valid[0, 1] = valid[1, 0] = False                                  # the better ones do not count
+    assert train.in_batch_accuracy(q, swapped, targets, valid) == 1
+
+
+def test_spread_is_the_mean_cosine_distance():
+    v = unit(6, 4, 0)
+    assert torch.allclose(train.spread(v), (1 - v @ v.T).mean())
+    assert train.spread(v[:1].expand(5, 4)) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_schedule_is_the_usual_linear_one(warmup, base, tmp_path, steps=12):
+    args = options(base, tmp_path, tmp_path, "--warmup-steps", warmup)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.lr)
+    schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)
+    for step in range(steps):
+        if step >= warmup:
+            assert train.learning_rate(step, steps, args) == pytest.approx(schedule.get_last_lr()[0])
+        else:                           # theirs spends the first step at a rate of zero, ours does not
+            assert train.learning_rate(step, steps, args) == pytest.approx(args.lr * (step + 1) / warmup)
+        optimizer.step()
+        schedule.step()
+
+
+# ------------------------------------------------------------------------------------ cached gradients
+
+def gradients_of(embedder, batch, tokens_per_chunk, keep_tokens, key=(7, 3, 0)):
+    targets = torch.arange(batch.queries)
+    for p in embedder.decoder.lora_parameters().values():
+        p.grad = None
+    loss, vectors, counts, drift = train.cached_gradients(
+        embedder.embed, batch, lambda v: train.info_nce(v[:batch.queries], v[batch.queries:], targets, 0.02, batch.valid),
+        tokens_per_chunk, keep_tokens, key)
+    return loss, torch.cat([p.grad.flatten() for p in embedder.decoder.lora_parameters().values()]), drift, counts
+
+
+@pytest.fixture
+def double(base, data, tmp_path):
+    """A float64 embedder with a LoRA that does something, and a batch of ragged texts."""
+    embedder = Embedder.load(base, dtype="float64", max_length=32)
+    embedder.decoder.add_lora(4, 8, 0.0)
+    embedder.decoder.double().train()
+    generator = torch.Generator().manual_seed(1)
+    for name, p in embedder.decoder.lora_parameters().items():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(p, std=0.1, generator=generator)
+    args = options(base, data, tmp_path / "run")
+    return embedder, train.prepare(train.Examples([str(data)]), np.arange(12), embedder.tokenize, args, step=0)
+
+
+def autograd_reference(embedder, batch, tokens_per_chunk, key):
+    """The same chunks with the same dropout seeds in one ordinary graph."""
+    rows = {}
+    for number, chunk in enumerate(train.length_chunks([len(r) for r in batch.rows], tokens_per_chunk)):
+        train.seed_chunk(*key, number)
+        v = embedder.embed([batch.rows[i] for i in chunk])
+        rows.update(zip(batch.place[chunk].tolist(), v))
+    v = torch.stack([rows[i] for i in range(batch.texts)])
+    loss = train.info_nce(v[:batch.queries], v[batch.queries:], torch.arange(batch.queries), 0.02, batch.valid)
+    return loss, torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(embedder.decoder.lora_parameters().values()))])
+
+
+def close(found, wanted):
+    return (found - wanted).norm() / wanted.norm() <= 1e-9
+
+
+@pytest.mark.parametrize("keep", [0, 100, 10 ** 9])
+@pytest.mark.parametrize("chunk", [1, 40, 100, 333, 10 ** 9])
+def test_cached_gradient_is_the_one_shot_gradient(double, chunk, keep):
+    embedder, batch = double
+    wanted_loss, wanted = autograd_reference(embedder, batch, 10 ** 9, (0,))
+    loss, found, drift, _ = gradients_of(embedder, batch, chunk, keep)
+    assert loss.dtype == found.dtype == torch.float64
+    assert torch.allclose(loss, wanted_loss, rtol=1e-9) and close(found, wanted) and drift < 1e-12
+
+
+@pytest.mark.parametrize("keep", [0, 100, 10 ** 9])
+def test_dropout_replays_in_the_second_pass(double, keep):
+    embedder, batch = double
+    for module in embedder.decoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+    key = (7, 3, 0)
+    loss, found, drift, _ = gradients_of(embedder, batch, 100, keep, key)
+    wanted_loss, wanted = autograd_reference(embedder, batch, 100, key)
+    assert drift == 0 and torch.equal(loss, wanted_loss) and close(found, wanted)
+    other, _, _, _ = gradients_of(embedder, batch, 100, keep, (7, 4, 0))
+    assert other != loss                                               # another step draws other masks
+
+
+def test_kept_chunks_are_embedded_once(double):
+    embedder, batch = double
+    sizes = [len(c) * max(len(batch.rows[i]) for i in c) for c in train.length_chunks([len(r) for r in batch.rows], 100)]
+    assert gradients_of(embedder, batch, 100, 10 ** 9)[3] == (sum(sizes), 0)
+    assert gradients_of(embedder, batch, 100, 0)[3] == (sum(sizes), sum(sizes))
+    assert gradients_of(embedder, batch, 100, sizes[0])[3] == (sum(sizes), sum(sizes[1:]))
+
+
+def test_activation_checkpointing_changes_nothing(double):
+    embedder, batch = double
+    _, wanted, _, _ = gradients_of(embedder, batch, 100, 0)
+    embedder.decoder.activation_checkpointing = True
+    for module in embedder.decoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    assert close(gradients_of(embedder, batch, 100, 0)[1], wanted)
+
+
+@pytest.mark.parametrize("queries, tokens", [(12, 100), (5, 60), (1, 1000)])
+def test_two_ranks_give_the_gradient_of_one(base, data, tmp_path, queries, tokens):
+    """Real processes over gloo, float64; 1 query leaves the ranks with uneven rows and numbers of chunks."""
+    results = []
+    for world in (1, 2):
+        out = tmp_path / f"{world}.pt"
+        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world),
+                               ROOT / "tests/one_step.py", base, data, str(queries), str(tokens), out],
+                              capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        results.append(torch.load(out))
+    (loss, gradient, vectors), (loss2, gradient2, vectors2) = results
+    assert torch.allclose(loss, loss2, rtol=1e-9) and torch.allclose(vectors, vectors2, rtol=1e-9)
+    assert queries == 1 or close(gradient2, gradient)
+
+
+# -------------------------------------------------------------------------------------- the run's folder
+
+def test_a_run_moves_lora_and_reloads(base, data, tmp_path):
+    done = command(base, data, tmp_path / "run", "--epochs", 2)
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == list(range(1, 7))
+    wanted = {"loss", "accuracy", "spread", "chance_loss", "lr", "tokens_per_second", "padding", "replay_difference"}
+    assert wanted <= log[0].keys() and all(line["replay_difference"] == 0 for line in log)
+    tensors = load_file(tmp_path / "run/adapter_model.safetensors")
+    assert len(tensors) == 2 * 7 * 2 and all(t.abs().max() > 0 for n, t in tensors.items() if "lora_B" in n)
+    trained, plain = Embedder.load(tmp_path / "run"), Embedder.load(base)
+    again = Embedder.load(base, adapter=tmp_path / "run")
+    texts = ["a question", "an answer that is longer"]
+    assert torch.equal(trained.encode(texts), again.encode(texts))
+    assert (trained.encode(texts) - plain.encode(texts)).norm() > 1e-3
+
+
+def test_resume_after_sigterm_is_bit_identical(base, data, tmp_path):
+    flags = ("--epochs", 8, "--checkpoint-every", 5)                       # 24 steps
+    whole = command(base, data, tmp_path / "whole", *flags)
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", "--base", base, "--data", data, "--out", tmp_path / "cut",
+                                "--batch-size", "8", "--max-length", "32", "--lr", "1e-3", "--warmup-steps", "2",
+                                "--device", "cpu", *map(str, flags)], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 7/"):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
+    done = command(base, data, tmp_path / "cut", *flags, "--resume")
+    assert done.returncode == 0, done.stderr
+    for name in ("checkpoint.safetensors", "adapter_model.safetensors"):
+        a, b = (load_file(tmp_path / run / name) for run in ("whole", "cut"))
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    steps = [[json.loads(x)["step"] for x in (tmp_path / run / "log.jsonl").read_text().splitlines()] for run in ("whole", "cut")]
+    assert steps[0] == steps[1] == list(range(1, 25))
+
+
+def test_a_run_is_not_overwritten_unasked(base, data, tmp_path):
+    out = tmp_path / "run"
+    assert command(base, data, out).returncode == 0
+    before = (out / "checkpoint.safetensors").read_bytes()
+    for more, complaint in [((), "a run is here already"), (("--resume", "--seed", 5), "made with another seed")]:
+        done = command(base, data, out, *more)
+        assert done.returncode == 2 and complaint in done.stderr and done.stderr.count("\n") == 1
+        assert (out / "checkpoint.safetensors").read_bytes() == before
+    done = command(base, data, out, "--resume")                            # nothing left to do
+    assert done.returncode == 0 and (out / "checkpoint.safetensors").read_bytes() == before
+    write_lines(data, [record(i) for i in range(16)])
+    done = command(base, data, out, "--resume")
+    assert done.returncode == 2 and "data_fingerprint" in done.stderr
+    done = command(base, data, out, "--resume", "--overwrite")             # what make does when its inputs changed
+    assert done.returncode == 0 and (out / "checkpoint.safetensors").read_bytes() != before
+
+
+def test_nan_stops_the_run_and_names_the_batch(base, data, tmp_path):
+    assert command(base, data, tmp_path / "first").returncode == 0
+    adapter = tmp_path / "first/adapter_model.safetensors"
+    from safetensors.torch import save_file
+    save_file({k: t * torch.nan for k, t in load_file(adapter).items()}, adapter)
+    done = command(base, data, tmp_path / "second", "--init-adapter", tmp_path / "first")
+    assert done.returncode == 2 and "step 1: loss nan" in done.stderr and done.stderr.count("\n") == 1
+    assert "data.jsonl" in done.stderr and not (tmp_path / "second/checkpoint.safetensors").exists()
+    assert len(json.loads((tmp_path / "second/bad_batch.json").read_text())["examples"]) == 8
+
+
+def test_training_goes_on_from_an_adapter(base, data, tmp_path):
+    assert command(base, data, tmp_path / "first").returncode == 0
+    done = command(base, data, tmp_path / "second", "--init-adapter", tmp_path / "first", "--lr", "1e-9")
+    assert done.returncode == 0, done.stderr
+    a, b = (load_file(tmp_path / run / "adapter_model.safetensors") for run in ("first", "second"))
+    assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
+
+
+@pytest.mark.parametrize("more, complaint", [
+    (("--batch-size", 0), "--batch-size 0"), (("--lora-dropout", 1.5), "--lora-dropout"), (("--max-length", 2), "max_length 2"),
+    (("--data", "nowhere.jsonl"), "nowhere.jsonl"), (("--init-adapter", "nowhere"), "nowhere"),
+])
+def test_user_errors_are_one_line(base, data, tmp_path, more, complaint):
+    done = command(base, data, tmp_path / "run", *more)
+    assert done.returncode == 2 and complaint in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_examples_are_scored(base, data, tmp_path):
+    done = command(base, data, tmp_path / "run", "--eval-data", data, "--eval-every", 2)
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert ["eval_loss" in line for line in log] == [False, True, False]
+    plain = command(base, data, tmp_path / "plain")                        # scoring must not disturb training
+    assert plain.returncode == 0
+    a, b = (load_file(tmp_path / run / "adapter_model.safetensors") for run in ("run", "plain"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.slow
+def test_resume_after_kills_is_bit_identical(base, data, tmp_path):
+    """SIGKILL and SIGTERM at random moments, checkpoints at every step so that some fall inside a save."""
+    flags = ("--epochs", 20, "--checkpoint-every", 1)                      # 60 steps
+    assert command(base, data, tmp_path / "whole", *flags).returncode == 0
+    rng, kills = np.random.default_rng(0), 0
+    while True:
+        process = subprocess.Popen([sys.executable, ROOT / "train.py", "--base", base, "--data", data, "--out", tmp_path / "cut",
+                                    "--batch-size", "8", "--max-length", "32", "--lr", "1e-3", "--warmup-steps", "2", "--device",
+                                    "cpu", "--resume", *map(str, flags)], stdout=subprocess.PIPE, text=True)
+        for line in process.stdout:                                        # wait for the first step, then a random while
+            if line.startswith("step ") and kills < 20:
+                time.sleep(rng.uniform(0, 0.3))
+                process.send_signal([signal.SIGKILL, signal.SIGTERM][kills % 2])
+                kills += 1
+                break
+        process.stdout.read()
+        if process.wait() == 0:
+            break
+    assert kills >= 8
+    a, b = (load_file(tmp_path / run / "checkpoint.safetensors") for run in ("whole", "cut"))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    steps = [json.loads(x)["step"] for x in (tmp_path / "cut/log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 61))
