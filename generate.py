@@ -283,10 +283,13 @@ def find_objects(text):
 
 
 def after_thinking(text):
-    """Drops <think> blocks, also one that never ends or whose opening tag the server swallowed."""
+    """Drops leading <think> blocks, also one that never ends or whose opening tag the server swallowed."""
+    while text.lstrip().startswith("<think>"):
+        text = text.partition("</think>")[2]
     if text.lstrip().startswith(("{", "[")):
         return text
-    return re.sub(r"<think>.*?(?:</think>|\Z)", "", text, flags=re.DOTALL).rpartition("</think>")[2]
+    _, closing, tail = text.rpartition("</think>")
+    return tail if closing and re.search(r"[{[]", tail) else text  # else the tag stands inside the answer
 
 
 def parse_object(text, keys, finish_reason=None):
@@ -325,7 +328,7 @@ def parse_tasks(text):
     except (ValueError, RecursionError):
         items = [unescape(*pair) for pair in ITEM.findall(text)]
         items = items or re.findall(r"^\s*(?:[-*•]|\d+[.)])\s+(.+)$", text, re.MULTILINE)
-    tasks = [" ".join(item.split()) for item in items if isinstance(item, str)]
+    tasks = [" ".join(item.split()).strip('"“”') for item in items if isinstance(item, str)]
     return [task for task in tasks if 10 <= len(task) <= 500 and bad_characters(task) is None]
 
 
@@ -398,10 +401,12 @@ def make_example(row, prompts):
     own = texts[:1] if kind == "long-short" else texts  # a label may stand in the prompt
     if any(len(text) > 20 and normalize(text) in message for text in own):
         raise Reject("copy of the prompt")
-    for position, text in enumerate(texts):
-        language = languages[min(position, len(languages) - 1)]
-        if wrong_script(text, prompts["scripts"].get(language, ["LATIN"])):
-            raise Reject("wrong script")
+    scripts = [prompts["scripts"].get(language, ["LATIN"]) for language in languages]
+    written = [(query, scripts[0])] + [(text, scripts[-1]) for text in texts[1:]]
+    if kind != "bitext":
+        written.append(("".join(texts), scripts[0]))  # together, short texts too are long enough to tell
+    if any(wrong_script(*pair) for pair in written):
+        raise Reject("wrong script")
     prompt = INSTRUCTIONS.get(kind) or params["task"]
     return {"prompt": prompt, "query": query, "pos": [positive], "neg": negatives, "type": kind,
             "language": "-".join(languages), "id": row["id"]}, found

@@ -62,6 +62,7 @@ class FaultServer:
             threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
 
     def close(self):
+        self.socket.shutdown(socket.SHUT_RDWR)  # a close alone leaves a waiting accept() alive
         self.socket.close()
 
     def serve(self, connection):

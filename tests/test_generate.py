@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import generate
@@ -26,6 +26,7 @@ RECORDED = ROOT / "data/recorded.jsonl.gz"
 PROMPTS = generate.load_prompts()
 POOLS = {kind: [f"Task {i} of {kind} for tests." for i in range(50)] for kind in PROMPTS["task_types"]}
 KEY = "sk-tests-0123456789"
+EXAMPLES = int(os.environ.get("PARSER_EXAMPLES", "300"))  # of each property; the slow tests raise it
 
 
 def recorded():
@@ -185,17 +186,19 @@ def quote_single(text):
     return "'" + json.dumps(text, ensure_ascii=False)[1:-1].replace("'", r"\'").replace(r"\"", '"') + "'"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.tuples(TEXT, TEXT, TEXT), PROSE, PROSE, st.sampled_from(["", "```json\n", "<think>{hm}</think>"]))
+@example(("a </think> b", "<think>", "c"), "Here it is: ", "", "")
+@example(("a </think> b", "<think>", "c"), "", "", "<think>{hm}</think>")
 def test_any_object_survives_any_wrapping(texts, before, after, fence):
+    # A closing tag and then a brace, behind prose: nothing tells that from the end of a thought.
+    assume(fence.startswith("<think>") or not re.search(r"</think>.*[{[]", "".join(texts), re.DOTALL))
     value = dict(zip(ABC, texts))
     body = fence + before + json.dumps(value) + after
-    if before.lstrip().startswith("[") and fence == "":
-        before = ""
     assert generate.parse_object(body, list(ABC))[0] == value
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.tuples(TEXT, TEXT, TEXT), st.booleans(), st.booleans())
 def test_single_quotes_and_trailing_commas_lose_nothing(texts, single, comma):
     # A quote directly before a comma, colon or bracket can't be told from the end of a string, so none
@@ -206,7 +209,7 @@ def test_single_quotes_and_trailing_commas_lose_nothing(texts, single, comma):
     assert generate.parse_object(body, list(ABC))[0] == value
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.tuples(TEXT, TEXT, TEXT), st.integers(0, 300))
 def test_a_cut_object_is_never_an_example(texts, length):
     body = json.dumps(dict(zip(ABC, texts)))
@@ -214,7 +217,7 @@ def test_a_cut_object_is_never_an_example(texts, length):
         generate.parse_object(body[: min(length, len(body) - 1)], list(ABC), "length")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.text(st.sampled_from("{}[]\"':,\\ \nSu123tdé<>/think"), max_size=200))
 def test_no_answer_breaks_the_parser(text):
     row = row_of() | {"response": text}
@@ -255,6 +258,7 @@ def test_hostile_answers_take_bounded_time(text):
         ('```json\n["Given a, find b.",\n "Given c, find d.",]\n```', 2),
         ("Here you go:\n['Given a, find b.', 'Given c, find d.']", 2),
         ('["Given a, find b.", "Given c, find d.", "Given e, fi', 2),
+        ('1. "Given a, find b."\n2. "Given c, find d."', 2),
         ("1. Given a, find b.\n2) Given c, find d.\n- Given e, find f.", 3),
         ('["short", "Given a, find b.", 5, null, {"task": "x"}]', 1),
         ("No.", 0),
@@ -265,6 +269,46 @@ def test_hostile_answers_take_bounded_time(text):
 def test_task_lists(text, number):
     tasks = generate.parse_tasks(text)
     assert len(tasks) == number and all(task.startswith("Given") for task in tasks)
+
+
+SMOLLM2 = ROOT / "tests/data/smollm2_raw.jsonl.gz"
+FOUND = {"in prose": 2, "repaired": 1, "doubled": 1}
+REASONS = {
+    "truncated": 74,
+    "missing keys": 45,
+    "no JSON object": 29,
+    "extra keys": 15,
+    "broken JSON": 10,
+    "copy between fields": 10,
+    "not a string": 7,
+    "label in input": 3,
+    "copy of the prompt": 2,
+    "wrong script": 1,
+}
+
+
+def test_raw_answers_of_a_small_llm():
+    """200 answers of SmolLM2-135M (and six brainstorms) as llama.cpp's server gave them: prose, fences, cuts, loops.
+
+    Made by tools/serve.py and generate.py --model smollm2 --n 200 --tasks 16 --patience 2 --no-json-mode
+    --max-answer-tokens 300; sorted by id.
+    """
+    rows = list(generate.read_answers(SMOLLM2, PROMPTS, log=False))
+    reasons, found, brainstormed = collections.Counter(), collections.Counter(), 0
+    for row in rows:
+        assert row["finish_reason"] in ("stop", "length") and row["usage"]["completion_tokens"] > 0
+        if row["step"] == "brainstorm":
+            tasks = generate.parse_tasks(row["response"])
+            assert all(task.strip('"') == task for task in tasks)
+            brainstormed += len(tasks)
+            continue
+        try:
+            example, how = generate.make_example(row, PROMPTS)
+            found[how] += 1
+            assert all([example["query"], *example["pos"], *example["neg"]])
+        except generate.Reject as reason:
+            reasons[str(reason)] += 1
+    assert (found, reasons, brainstormed) == (FOUND, REASONS, 35)
 
 
 # ---- cleaning ----
@@ -348,6 +392,11 @@ def test_scripts(language, text, wrong):
         assert reject_reason(row) == "wrong script"
     else:
         generate.make_example(row, PROMPTS)
+
+
+def test_short_texts_are_judged_together():
+    row = row_of("short-short", "Polish", input="Час и закреплять", positive_document="Лалькусьий")
+    assert reject_reason(row) == "wrong script"
 
 
 def test_every_language_has_scripts_that_its_recorded_texts_use():
@@ -691,6 +740,15 @@ def test_tries_that_may_be_paid_count_against_the_budget(live):
     server = FaultServer({"cut": 1.0})
     assert live(server, "--budget-tokens", "5000", "--max-answer-tokens", "1000", "--tries", "1000") == 0
     assert server.requests == 4  # of about 1,150 each
+
+
+def test_a_server_that_is_down_costs_nothing(live):
+    server = FaultServer()
+    server.close()
+    assert live(server, "--tries", "2", "--budget-tokens", "20_000") == 1
+    rows = started(live.folder)
+    assert sum("tokens_in" in row for row in rows) == sum(row.get("refused") == "unsent" for row in rows) > 0
+    assert llm.Run(live.folder, {}, read_only=True).ledger()["tries perhaps paid without an answer"] == 0
 
 
 def test_a_budget_needs_prices(tmp_path):
