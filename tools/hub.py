@@ -1,0 +1,231 @@
+"""tools/hub.py: public test sets from the Hugging Face hub, as the task folders that evaluate.py reads.
+
+    python tools/hub.py STSBenchmark SciFact --out data/mteb
+    python tools/hub.py eng-v1                     # a benchmark of prompts/tasks.json: all of its tasks
+    python tools/hub.py SciFact --zip scifact.zip  # from a BEIR archive instead
+
+prompts/tasks.json names repository, revision, split and instruction of each task. `hf download` fetches and
+caches; a task that already stands in OUT is left alone. Read are JSON lines, plain or gzipped, tab-separated
+files and, with pyarrow, parquet. Revisions differ in layout, so files are found by the words in their paths.
+"""
+import argparse
+import csv
+import gzip
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))                     # model.py stands one folder up
+from model import UserError, read_json  # noqa: E402
+
+FORMATS = (".jsonl", ".jsonl.gz", ".json.gz", ".json", ".tsv", ".tsv.gz", ".parquet")
+COLUMNS = {                                       # kind -> our column: what other layouts call it
+    "sts": {"sentence1": (), "sentence2": (), "score": ()},
+    "pair-classification": {"sentence1": ("sent1",), "sentence2": ("sent2",), "label": ("labels",)},
+    "bitext": {"sentence1": (), "sentence2": ()},
+    "classification": {"text": (), "label": ()},
+    "clustering": {"sentences": (), "labels": ()},
+    "summarization": {"text": (), "human_summaries": (), "machine_summaries": (), "relevance": ()},
+    "reranking": {"query": (), "positive": (), "negative": ()},
+    "corpus": {"_id": ("id", "docid"), "title": (), "text": ()},
+    "queries": {"_id": ("id", "query_id"), "text": ("query",)},
+    "qrels": {"query-id": ("query_id",), "corpus-id": ("corpus_id", "docid"), "score": ()},
+    "top_ranked": {"query-id": ("query_id",), "corpus-ids": ("corpus_ids",)},
+}
+HEADLESS = {                                      # columns of tab-separated files without a header
+    "queries": ["_id", "text"], "qrels": ["query-id", "corpus-id", "score"],
+    "trec": ["query-id", "", "corpus-id", "score"],
+}
+
+
+def has_word(path: str, *words: str) -> bool:
+    """Whether a word stands in the path, between its ends and separators.
+
+    >>> has_word("data/test-00000-of-00001.parquet", "test"), has_word("contest.jsonl", "test")
+    (True, False)
+    """
+    return any(re.search(rf"(^|[/._-]){re.escape(word)}([/._-]|$)", path) for word in words)
+
+
+def read(path: Path, role: str):
+    """Yield the rows of a file as dicts."""
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow.parquet
+        except ImportError:
+            raise UserError(f"{path.name} is parquet: `pip install pyarrow`") from None
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+        return
+    opened = gzip.open(path, "rt", encoding="utf-8", newline="") if path.suffix == ".gz" else open(
+        path, encoding="utf-8", newline="")
+    with opened as file:
+        if ".tsv" in path.suffixes:
+            rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            names = None
+            for row in rows:
+                if names is None:
+                    names = HEADLESS["trec"] if role == "qrels" and len(row) == 4 else HEADLESS.get(role, row)
+                    if set(row) & {"query-id", "corpus-id", "_id", "text"}:      # a header
+                        names = row
+                        continue
+                yield dict(zip(names, row))
+        elif ".json" in path.suffixes and file.read(1) == "[":                   # one array
+            file.seek(0)
+            yield from json.load(file)
+        else:
+            file.seek(0)
+            yield from (json.loads(line) for line in file if not line.isspace())
+
+
+def renamed(row: dict, role: str) -> dict:
+    """Only the columns of our layout, under our names."""
+    found = {}
+    for column, others in COLUMNS[role].items():
+        name = next((name for name in (column, *others) if name in row), None)
+        if name is None and column != "title":
+            raise UserError(f"a {role} row has no {column!r}, but {', '.join(row)}")
+        found[column] = row[name] if name else ""
+    for column in ("_id", "query-id", "corpus-id"):
+        if column in found:
+            found[column] = str(found[column])
+    return found
+
+
+def rows_of(folder: Path, role: str, words: tuple, split: str, subset: str | None):
+    """Yield the rows of one role (a kind, or corpus, queries, qrels, top_ranked) from a downloaded repository.
+
+    words: what the paths of the role hold. Then the split and the subset choose, where any path holds them.
+    """
+    paths = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*"))
+             if p.name.endswith(FORMATS) and not p.name.startswith((".", "dataset_info"))}
+    other = [w for w in ("corpus", "docs", "queries", "topics", "qrels", "top_ranked") if w not in words]
+    names = [n for n in paths if not has_word(n, *other) and (not words or has_word(n, *words))]
+    if role == "qrels" and not names:             # the older uploads keep judgements in the default configuration
+        names = [n for n in paths if not has_word(n, *other)]
+    if subset:                                    # else all languages lie in one file
+        names = [n for n in names if has_word(n, subset)] or names
+    of_split = [n for n in names if has_word(n, split)]
+    names = of_split or (names if role in ("corpus", "queries") else [])         # which often serve all splits
+    formats = [f for f in FORMATS if any(n.endswith(f) for n in names)]
+    if not formats:
+        raise UserError(f"no file for {role}, split {split}, among {', '.join(paths) or 'nothing'}")
+    chosen = [n for n in names if n.endswith(formats[0])]
+    in_path = subset and all(has_word(n, subset) for n in chosen)
+    for name in chosen:
+        for row in read(paths[name], role):
+            if subset and not in_path and row.get("lang", row.get("language", subset)) != subset:
+                continue                          # all languages in one file
+            if role == "pair-classification" and isinstance(row.get("labels"), list):    # one row of three lists
+                row = renamed(row, role)
+                yield from (dict(zip(row, values)) for values in zip(*row.values()))
+            else:
+                yield renamed(row, role)
+
+
+def write_rows(path: Path, rows) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def as_reranking(folder: Path, split: str, subset: str | None):
+    """Queries, corpus, judgements and candidates -> query, positive, negative; queries ID_N share one list."""
+    corpus = {row["_id"]: row["text"] for row in rows_of(folder, "corpus", ("corpus",), split, subset)}
+    queries = {row["_id"]: row["text"] for row in rows_of(folder, "queries", ("queries",), split, subset)}
+    relevant, merged = {}, {}
+    for row in rows_of(folder, "qrels", ("qrels",), split, subset):
+        relevant.setdefault(row["query-id"], {})[row["corpus-id"]] = float(row["score"])
+    sub_queries = all(re.fullmatch(r".+_\d+", query) for query in queries)
+    for row in rows_of(folder, "top_ranked", ("top_ranked",), split, subset):
+        query = row["query-id"]
+        grades = relevant.get(query, {})
+        sides = [[corpus[d] for d in row["corpus-ids"] if (grades.get(d, 0) > 0) is wanted]
+                 for wanted in (True, False)]
+        name = query.rsplit("_", 1)[0] if sub_queries else query
+        entry = merged.setdefault(name, {"query": [], "positive": sides[0], "negative": sides[1]})
+        entry["query"].append(queries[query])
+    return ({**row, "query": row["query"] if sub_queries else row["query"][0]} for row in merged.values())
+
+
+def convert(source: Path, out: Path, name: str, task: dict) -> None:
+    """Write the task folder `out` from a repository's or an unpacked archive's files, whole or not at all."""
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    kind, split, subset = task["kind"], task["split"], task.get("subset")
+    if kind == "retrieval":
+        write_rows(part / "corpus.jsonl", rows_of(source, "corpus", ("corpus", "docs"), split, subset))
+        write_rows(part / "queries.jsonl", rows_of(source, "queries", ("queries", "topics"), split, subset))
+        (part / "qrels").mkdir()
+        with open(part / "qrels" / f"{split}.tsv", "w", encoding="utf-8") as file:
+            file.write("query-id\tcorpus-id\tscore\n")
+            for row in rows_of(source, "qrels", ("qrels",), split, subset):
+                file.write(f"{row['query-id']}\t{row['corpus-id']}\t{int(float(row['score']))}\n")
+    elif kind == "reranking" and any(has_word(str(p.relative_to(source)), "corpus") for p in source.rglob("*")):
+        write_rows(part / f"{split}.jsonl", as_reranking(source, split, subset))
+    else:
+        for wanted in ("train", split) if kind == "classification" else (split,):
+            write_rows(part / f"{wanted}.jsonl", rows_of(source, kind, (), wanted, subset))
+    kept = ("kind", "metric", "prompt", "split", "samples_per_label", "ignore_identical_ids")
+    described = {"name": name, **{key: task[key] for key in kept if key in task}}
+    (part / "task.json").write_text(json.dumps(described, indent=1, ensure_ascii=False))
+    part.rename(out)
+
+
+def download(task: dict) -> Path:
+    """The repository's folder in the hub's cache, downloaded by `hf download` unless it is there."""
+    hf = Path(sys.executable).with_name("hf")
+    done = subprocess.run([hf if hf.exists() else "hf", "download", task["hub"], "--type", "dataset", "--revision",
+                           task["revision"], "--quiet"], stdout=subprocess.PIPE, text=True)
+    folder = Path(done.stdout.strip() or "nowhere")                  # all that --quiet prints
+    if done.returncode or not folder.is_dir():
+        raise UserError(f"{task['hub']} was not downloaded, for the reason above; HF_ENDPOINT names a mirror, "
+                        "and a rerun goes on where this stopped")
+    return folder
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="+", help="tasks or benchmarks named in prompts/tasks.json")
+    parser.add_argument("--out", type=Path, default=Path("data/mteb"))
+    parser.add_argument("--zip", type=Path, help="a BEIR archive to take the (one) task from")
+    args = parser.parse_args(argv)
+    table = read_json(ROOT / "prompts" / "tasks.json")
+    names = [n for name in args.tasks for n in table["benchmarks"].get(name, {"tasks": [name]})["tasks"]]
+    unknown = [name for name in names if name not in table["tasks"]]
+    if unknown:
+        raise UserError(f"{unknown[0]}: neither a task nor a benchmark in prompts/tasks.json")
+    for name in names:
+        task = table["tasks"][name]
+        for part, more in task.get("parts", {"": {}}).items():
+            full = f"{name}/{part}" if part else name
+            if (args.out / full).exists():
+                continue
+            try:
+                if args.zip:
+                    source = args.zip.with_suffix("")
+                    zipfile.ZipFile(args.zip).extractall(source)
+                    source = source / part if part and not (source / "corpus.jsonl").exists() else source
+                    (args.out / full).parent.mkdir(parents=True, exist_ok=True)
+                    convert(source, args.out / full, full, {**task, **more, "subset": None})
+                else:
+                    convert(download({**task, **more}), args.out / full, full, {**task, **more})
+            except UserError as error:
+                raise UserError(f"{full}: {error}") from None
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                raise UserError(f"{full}: cannot be converted ({type(error).__name__}: {error})") from None
+            print(args.out / full, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"hub.py: {error}", file=sys.stderr)
+        sys.exit(2)
