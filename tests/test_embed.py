@@ -12,7 +12,8 @@ from model import Embedder
 from tiny import relative
 
 LINES = ["Steep the leaves for three minutes.", "", "El té verde se prepara a 80 °C. 🍵",
-         "Rain falls on the roof.", "Tea came to Europe in 1610.", "Ein  Satz mit  Lücken", "x", "The river rises in spring."]
+         "Rain falls on the roof.", "Tea came to Europe in 1610.", "Ein  Satz mit  Lücken", "x",
+         "The river rises in spring."]
 
 
 def embed(*arguments, text=b""):

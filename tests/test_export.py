@@ -66,8 +66,7 @@ def test_sentence_transformers_gives_our_vectors(exported, ours, base):
     assert relative(theirs.encode(TEXTS, convert_to_tensor=True), ours.encode(TEXTS)) <= 1e-5
     for text in TEXTS:
         assert relative(theirs.encode([text], convert_to_tensor=True), ours.encode([text])) <= 1e-5
-    for name, prompt in [("tea", "Find a tea"), ("document", ""),
-                         ("query", "Given a web search query, retrieve relevant passages that answer the query")]:
+    for name, prompt in [("tea", "Find a tea"), ("document", ""), ("query", export.QUERY.split("=")[1])]:
         named = theirs.encode(TEXTS, prompt_name=name, convert_to_tensor=True)
         assert relative(named, ours.encode(TEXTS, prompt=prompt)) <= 1e-5
     bare = Embedder.load(base, device="cpu", max_length=MAX_LENGTH)
@@ -79,9 +78,10 @@ def test_transformers_gives_our_ids_and_vectors(exported, ours):
     theirs = transformers.AutoModel.from_pretrained(exported, dtype=torch.float32).eval()
     cut = tokenizer(TEXTS, truncation=True)["input_ids"]
     assert cut == ours.tokenize(TEXTS)
-    assert all(ids[-1] == ours.decoder.config.eos_token_id for ids in cut) and max(map(len, cut)) == MAX_LENGTH
+    eos = ours.decoder.config.eos_token_id
+    assert all(ids[-1] == eos for ids in cut) and max(map(len, cut)) == MAX_LENGTH
     whole = tokenizer(TEXTS[-1])["input_ids"]                       # uncut, it still ends in EOS
-    assert len(whole) > 300 and whole[-1] == ours.decoder.config.eos_token_id
+    assert len(whole) > 300 and whole[-1] == eos
     batch = tokenizer(TEXTS, truncation=True, padding=True, return_tensors="pt")
     with torch.no_grad():
         hidden = theirs(**batch).last_hidden_state

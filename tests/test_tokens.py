@@ -98,7 +98,8 @@ def test_special_tokens_typed_in_a_text_are_text(embedder, sentencepiece):
 def test_the_prompt_is_the_papers(embedder, sentencepiece):
     wanted = [BOS, *sentencepiece.encode("Instruct: Find tea\nQuery: how hot"), EOS]
     assert embedder.tokenize(["how hot"], "Find tea") == [wanted]
-    assert embedder.tokenize(["how hot"] * 2, ["", "Find tea"]) == [embedder.tokenize(["how hot"])[0], wanted]
+    bare = [BOS, *sentencepiece.encode("how hot"), EOS]
+    assert embedder.tokenize(["how hot"] * 2, ["", "Find tea"]) == [bare, wanted]
     with pytest.raises(ValueError):
         embedder.tokenize(["a", "b"], ["one prompt"])
 

@@ -1,11 +1,11 @@
 """tools/bench_memory.py: peak memory of loading a 7B checkpoint, and of long texts, on this machine's CPU.
 
-    python tools/bench_memory.py load                    # Mistral-7B's shape, random weights: 14.2 GB of disk
-    python tools/bench_memory.py load --stored float16   # as the published E5-Mistral is: every weight is cast
-    python tools/bench_memory.py load --layers 2         # a small one, seconds
-    python tools/bench_memory.py long                    # 8,192 and 16,384 tokens, windows of 4,096 and 1,024
+    python tools/bench_memory.py load                   # Mistral-7B's shape, random weights: 14.2 GB of disk
+    python tools/bench_memory.py load --stored float16  # as the published E5-Mistral is: all weights are cast
+    python tools/bench_memory.py load --layers 2        # a small one, seconds
+    python tools/bench_memory.py long                   # 8,192 and 16,384 tokens, windows of 4,096 and 1,024
 
-Each measurement is a process of its own (on Linux) and reads its peak resident size, mapped file pages included.
+Each measurement is a process of its own and reads its peak resident size, mapped file pages included (Linux).
 """
 import argparse
 import json
@@ -33,7 +33,7 @@ GIB = 2 ** 30
 
 
 def peak_bytes() -> int:
-    """This process's largest resident size so far. (getrusage would count the parent's, from before exec.)"""
+    """This process's largest resident size so far. (getrusage would count its parent's too.)"""
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
@@ -42,10 +42,11 @@ def write_checkpoint(folder: Path, config: dict, dtype: torch.dtype, shard_bytes
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     with torch.device("meta"):
-        shapes = {name: p.shape for name, p in Decoder(Config.load(folder / "config.json")).named_parameters()}
+        decoder = Decoder(Config.load(folder / "config.json"))
     weight_map, shard, total = {}, {}, 0
-    for name, shape in shapes.items():
-        shard[name] = (torch.ones(shape) if "norm" in name else torch.randn(shape) * 0.02).to(dtype)
+    for name, parameter in decoder.named_parameters():
+        weight = torch.ones(parameter.shape) if "norm" in name else torch.randn(parameter.shape) * 0.02
+        shard[name] = weight.to(dtype)
         total += shard[name].nbytes
         if sum(w.nbytes for w in shard.values()) > shard_bytes or name == "norm.weight":
             file = f"model-{len(set(weight_map.values())) + 1:05}.safetensors"
@@ -93,7 +94,7 @@ def main():
     parser.add_argument("values", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--stored", choices=["bfloat16", "float16", "float32"], default="bfloat16")
-    parser.add_argument("--folder", type=Path, default=Path("bench_memory.tmp"), help="written, then removed")
+    parser.add_argument("--folder", type=Path, default=Path("checkpoint.tmp"), help="written, then removed")
     args = parser.parse_args()
     if args.what == "measure-load":
         print(json.dumps(measure_load(Path(args.values[0]))))
@@ -109,8 +110,8 @@ def main():
         size = size // getattr(torch, args.stored).itemsize * 2                # its size in bfloat16
         print(f"{args.layers} layers, {size / 1e9:.2f} GB in bfloat16, stored in {args.stored}: loaded in "
               f"{m['seconds']:.1f} s; peak {m['loaded'] / 1e9:.2f} GB when loaded, {m['used'] / 1e9:.2f} GB "
-              f"when used: {m['used'] / size:.3f} times its size ({m['before'] / 1e9:.2f} GB of it Python and "
-              f"torch, before); states finite: {m['finite']}")
+              f"when used: {m['used'] / size:.3f} times its size ({m['before'] / 1e9:.2f} GB of it Python "
+              f"and torch, before); states finite: {m['finite']}")
     else:
         for window in (4096, 1024):
             added = []

@@ -114,7 +114,8 @@ def main(argv=None):
                 raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least 1")
         if getattr(args, "out", None) and args.out.suffix != ".npy":
             raise UserError(f"--out {args.out}: a name that ends in .npy, or leave it out for JSON lines")
-        embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype, max_length=args.max_length)
+        embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype,
+                                 max_length=args.max_length)
         {"encode": encode, "search": search}[args.verb](args, embedder)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

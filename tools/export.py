@@ -1,7 +1,7 @@
 """tools/export.py: a run -> one folder that sentence-transformers, transformers, vLLM and TEI read.
 
     python tools/export.py runs/demo out/                        # in the dtype of the base's weights
-    python tools/export.py runs/demo out/ --dtype bfloat16 --prompt "faq=Given a question, retrieve its answer"
+    python tools/export.py runs/demo out/ --dtype bfloat16 --prompt "faq=Find the question's answer"
 
 The adapter is merged into the weights, and the rules that model.py keeps in code go into files: BOS and EOS
 into tokenizer.json's post-processor (the one place that every reader obeys; `add_eos_token` in
