@@ -1,6 +1,6 @@
 """generate.py: prompts -> training data, written by an LLM (arXiv 2401.00368, section 3.1).
 
-    python generate.py --replay data/recorded.jsonl.gz   # recorded answers -> data/synthetic.jsonl; no network
+    python generate.py --replay data/recorded.jsonl.gz   # recorded answers -> data/synthetic.jsonl
     export OPENAI_API_KEY=... OPENAI_BASE_URL=https://...  # any server with OpenAI's API; OpenAI if unset
     python generate.py --model gpt-4o-mini --dry-run       # sample prompts, tokens, money, time; no network
     python generate.py --model gpt-4o-mini --n 1000 --price gpt-4o-mini:0.15:0.60 --budget-usd 2 python
@@ -227,7 +227,8 @@ def brainstorm(client, prompts, args):
         if not todo:
             break
         todo = [(row, render(prompts, **row)) for row in todo if row["id"] not in run.answered]
-        print(f"{sum(map(len, pools.values()))} of {wanted} tasks stand: {len(todo)} brainstorms for more")
+        standing = sum(map(len, pools.values()))
+        print(f"{standing} of {wanted} tasks stand: {len(todo)} brainstorms for more", flush=True)
         if left := ask_all(iter(todo), len(todo), client):
             raise Stopping(f"{left} brainstorms got no answer ({client.trouble})")
     partial = path.with_name("tasks.jsonl.tmp")
@@ -293,7 +294,7 @@ def after_thinking(text):
 
 
 def parse_object(text, keys, finish_reason=None):
-    """The first object in an answer that has all the keys -> (object, clean | in prose | repaired | doubled).
+    """The first object in an answer with all the keys -> (object, clean | in prose | repaired | doubled).
 
     >>> parse_object('Sure! {"S1": "a", "S2": "b",}', ["S1", "S2"])
     ({'S1': 'a', 'S2': 'b'}, 'repaired')
@@ -311,8 +312,8 @@ def parse_object(text, keys, finish_reason=None):
             if not all(isinstance(value[key], str) for key in keys):
                 raise Reject("not a string")
             doubled = text.count(f'"{keys[0]}"') > 1  # a second object, or a loop
-            clean = text[0] + text[-1] == "{}"
-            return value, "repaired" if repaired else "doubled" if doubled else "clean" if clean else "in prose"
+            alone = "clean" if text[0] + text[-1] == "{}" else "in prose"
+            return value, "repaired" if repaired else "doubled" if doubled else alone
     if not text:
         raise Reject("truncated" if finish_reason == "length" else "empty answer")
     if finish_reason == "length" or text.count("{") > text.count("}"):

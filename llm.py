@@ -420,9 +420,10 @@ def ask_all(todo, total, client):
     """
     run, args, guard = client.run, client.args, threading.Lock()
     done, left, in_a_row, failure, begun = 0, 0, 0, None, time.monotonic()
+    working, finished = args.concurrency, threading.Event()
 
     def work():
-        nonlocal done, left, in_a_row, failure
+        nonlocal done, left, in_a_row, failure, working
         try:
             while not run.stop.is_set():
                 with guard:
@@ -438,6 +439,11 @@ def ask_all(todo, total, client):
         except Exception as error:
             failure = failure or error
             run.stop.set()
+        finally:
+            with guard:
+                working -= 1
+                if not working:
+                    finished.set()
 
     def show(end):
         with run.changed:
@@ -452,21 +458,18 @@ def ask_all(todo, total, client):
         print(line, end=end, flush=True)
 
     live, shown = sys.stdout.isatty(), begun
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(args.concurrency)]
+    for _ in range(args.concurrency):
+        threading.Thread(target=work, daemon=True).start()
     try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(0.2)
-                if time.monotonic() - shown > (0.2 if live else 10):
-                    shown = time.monotonic()
-                    show("" if live else "\n")
+        # Not Thread.join: before Python 3.13, a Ctrl-C within it marks a thread that still works as ended.
+        while not finished.wait(0.2):
+            if time.monotonic() - shown > (0.1 if live else 10):
+                shown = time.monotonic()
+                show("" if live else "\n")
     except KeyboardInterrupt:
         run.stop.set()
         print("\nstopping: waiting for the answers under way; Ctrl-C again leaves at once", flush=True)
-        for thread in threads:
-            thread.join()
+        finished.wait()
         raise
     show("\n")
     if failure:

@@ -7,6 +7,7 @@ leaves whole, and would be billed, is one line in --log: the sha256 of its user 
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import random
@@ -62,7 +63,8 @@ class FaultServer:
             threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
 
     def close(self):
-        self.socket.shutdown(socket.SHUT_RDWR)  # a close alone leaves a waiting accept() alive
+        with contextlib.suppress(OSError):  # closed before
+            self.socket.shutdown(socket.SHUT_RDWR)  # a close alone leaves a waiting accept() alive
         self.socket.close()
 
     def serve(self, connection):

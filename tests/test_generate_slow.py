@@ -276,3 +276,19 @@ def test_the_parser_properties_at_length():
         cwd=ROOT, env={**os.environ, "PARSER_EXAMPLES": "5000"}, capture_output=True, text=True,
     )
     assert done.returncode == 0 and "4 passed" in done.stdout, done.stdout
+
+
+def test_ctrl_c_at_random_moments_takes_in_what_is_under_way(tmp_path):
+    rng, log = random.Random(3), tmp_path / "billed"
+    flags = ["--model", "m", "--n", 100_000, "--tasks", 8, "--concurrency", 8, "--out", tmp_path / "run.jsonl"]
+    with Process(ROOT / "tests/fault_server.py", "--delay", 0.3, "--log", log) as port:
+        for _ in range(20):
+            process = start(f"http://127.0.0.1:{port}/v1", *flags)
+            before = len(log.read_text()) if log.exists() else 0
+            while len(log.read_text()) == before:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 1))
+            process.send_signal(signal.SIGINT)
+            out, _ = process.communicate(timeout=30)
+            assert process.returncode == 130 and "Traceback" not in out, out
+            assert len(log.read_text().splitlines()) == len(rows_of(tmp_path / "run"))
