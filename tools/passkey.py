@@ -1,0 +1,108 @@
+"""tools/passkey.py: personalised passkey retrieval (section 5.2): is a fact found anywhere in a long text?
+
+    python tools/passkey.py runs/full --lengths 256 512 1024 2048 4096 8192 16384 32768
+    python tools/passkey.py runs/full --rope-theta 1e5 --sliding-window 32768 --out results/passkey.json
+
+A document of a given number of tokens is filler with one person's pass key hidden at a random depth; a query
+asks for that person's key. Every document of the length is a candidate. Documents are generated, so none are
+downloaded. --rope-theta and --sliding-window repeat the paper's Figure 5, which changes the model so without
+training it. Reported is the top-1 accuracy; a tie or an undefined score is a miss.
+"""
+import argparse
+import json
+import math
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
+from model import Embedder, UserError, replace_file  # noqa: E402
+
+FILLER = ("The meadow is wide. ", "The clouds drift past. ", "The river is slow. ", "We walk along it. ",
+          "Then we walk home. ")
+FIRST = ("Ada", "Bruno", "Chidi", "Dora", "Emil", "Farah", "Gustav", "Hana", "Ivo", "Jun", "Kemi", "Luis", "Mina",
+         "Nils", "Olga", "Pavel", "Quinn", "Rosa", "Said", "Tove")
+LAST = ("Abbott", "Brandt", "Castro", "Duarte", "Eriksen", "Fofana", "Greco", "Haddad", "Ivanova", "Jansen")
+QUESTION = "what is the pass key for {name}?"
+
+
+def document(name: str, key: int, tokens: int, count, draw: random.Random) -> str:
+    """Filler of at most `tokens` tokens around the statement of the key. count: text -> its number of tokens."""
+    fact = f"{name}'s pass key is {key}. Remember it. {key} is the pass key for {name}. "
+    cost = count("".join(FILLER * 20)) / (20 * len(FILLER))      # tokens of a sentence
+    sentences = max(0, int((tokens - count(fact)) / cost))
+    while True:
+        lines = [FILLER[i % len(FILLER)] for i in range(sentences)]
+        lines.insert(draw.randint(0, len(lines)), fact)
+        text = "".join(lines).strip()
+        over = count(text) - tokens
+        if over <= 0 or sentences == 0:
+            return text
+        sentences = max(0, sentences - max(1, int(over / cost)))
+
+
+def top1(scores: torch.Tensor, gold: list[int]) -> float:
+    """Share of the rows [queries, documents] in which the gold column alone is highest.
+
+    >>> top1(torch.tensor([[0.9, 0.1], [0.5, 0.5], [float("nan"), 0.2]]), [0, 0, 0])
+    0.3333333333333333
+    """
+    hits = 0
+    for row, column in zip(scores, gold):
+        others = torch.cat((row[:column], row[column + 1:]))
+        hits += bool(torch.isfinite(row).all() and (row[column] > others).all())
+    return hits / len(gold)
+
+
+def accuracy(embedder, tokens: int, queries: int, candidates: int, prompt: str, seed: int) -> float:
+    draw = random.Random(f"{seed} {tokens}")
+    names = draw.sample([f"{first} {last}" for first in FIRST for last in LAST], candidates)
+    documents = [document(name, draw.randint(100, 99_999), tokens, lambda text: len(embedder.tokenize([text])[0]), draw)
+                 for name in names]
+    asked = draw.sample(range(candidates), queries)              # the gold document may stand anywhere
+    q = embedder.encode([QUESTION.format(name=names[i]) for i in asked], prompt)
+    return top1(q @ embedder.encode(documents).T, asked)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("model", help="a run folder or a Hugging Face folder")
+    add("--lengths", type=int, nargs="+", default=[2 ** i for i in range(8, 16)], help="tokens of a document")
+    add("--queries", type=int, default=50)
+    add("--candidates", type=int, default=100, help="documents of each length, at most 200")
+    add("--prompt", default="Given a question, retrieve passages that answer it", help="the queries' instruction")
+    add("--rope-theta", type=float, help="the base of the rotary angles, in place of the model's")
+    add("--sliding-window", type=int, help="the attention window, in place of the model's")
+    add("--device")
+    add("--dtype", choices=("float32", "bfloat16", "float16"))
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, help="write {length: accuracy} as JSON")
+    args = parser.parse_args(argv)
+    if not 0 < args.queries <= args.candidates <= len(FIRST) * len(LAST):
+        raise UserError(f"--queries and --candidates: 1 to {len(FIRST) * len(LAST)}, no more queries than candidates")
+    if min(args.lengths) < 64:
+        raise UserError("--lengths: a document needs 64 tokens or more")
+    overrides = {key: value for key in ("rope_theta", "sliding_window") if (value := getattr(args, key)) is not None}
+    embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype, max_length=max(args.lengths), **overrides)
+    found = {}
+    for tokens in args.lengths:
+        start = time.time()
+        found[tokens] = accuracy(embedder, tokens, args.queries, args.candidates, args.prompt, args.seed)
+        print(f"{tokens:>6} tokens: top-1 {100 * found[tokens]:5.1f}   ({time.time() - start:.0f} s; by chance "
+              f"{100 / args.candidates:.1f} +- {100 * math.sqrt(1 / args.candidates / args.queries):.1f})", flush=True)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        result = {"model": args.model, **overrides, "accuracy": found}
+        replace_file(args.out, lambda path: path.write_text(json.dumps(result, indent=1)))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"passkey.py: {error}", file=sys.stderr)
+        sys.exit(2)
