@@ -1,4 +1,4 @@
-"""evaluate.py: a model -> its scores on MTEB's seven kinds of task and bitext mining (sections 4.2 and 4.3).
+"""evaluate.py: a model -> its scores on MTEB's seven kinds of task and bitext mining (arXiv 2401.00368, 4.2).
 
     python evaluate.py models/smollm2-135m-l10 runs/demo --names base trained --tasks data/mini \\
         --out results/demo.json
@@ -21,13 +21,14 @@ metrics.py and agree with the mteb package's on the same vectors.
 """
 import argparse
 import hashlib
+import itertools
 import json
 import math
+import operator
 import os
 import sys
 import tempfile
 import time
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def parse_arguments(argv):
     add("models", nargs="+", help="run folders or Hugging Face folders")
     add("--names", nargs="+", help="what to call them (default: the folders' names)")
     add("--tasks", nargs="+", default=["data/mini"], help="task folders, or folders that hold some")
-    add("--benchmark", help="a list in prompts/tasks.json, such as eng-v1: name its missing tasks, show its published scores")
+    add("--benchmark", help="a list in prompts/tasks.json, such as eng-v1: shows published scores and missing tasks")
     add("--out", type=Path, help="write the scores as JSON")
     add("--max-length", type=int, default=512, help="tokens of a text, BOS and EOS included")
     add("--pooling", help="last, mean or weighted-mean (default: as the run was trained)")
@@ -63,14 +64,13 @@ def parse_arguments(argv):
     add("--batch-tokens", type=int, default=16384, help="tokens of one forward pass, padding included")
     add("--corpus-chunk", type=int, default=8192, help="documents held at a time; more sort better by length")
     add("--instruct", default="released", choices=("released", "queries", "both", "none"),
-        help="texts that get the instruction: all but retrieval's documents; all but those of retrieval and "
-             "reranking, as mteb 2 has it; all; none")
+        help="texts with the instruction: all but retrieval's documents; nor reranking's, as mteb 2 has it; all; none")
     add("--normalize", default="released", choices=("released", "always", "never"),
         help="unit vectors: for all kinds but classification; for all; for none")
     add("--dim", type=int, nargs="+", default=[0], help="keep the first so many values of a vector (0: all)")
     add("--quantize", nargs="+", default=["none"], choices=("none", "int8", "binary"),
-        help="how documents are stored; queries of retrieval and reranking stay as they are. With several values "
-             "here or in --dim each model is scored in every combination")
+        help="how documents are stored (queries of retrieval and reranking stay whole); several values here or in "
+             "--dim: each model is scored in every combination")
     add("--cache", type=Path, help="keep vectors in this folder; a rerun goes on where the last one stopped")
     args = parser.parse_args(argv)
     args.names = args.names or [Path(model).name for model in args.models]
@@ -92,9 +92,11 @@ def find_tasks(folders: list[str]) -> list[dict]:
             task = {"prompt": "", "split": "test", **read_json(path), "folder": path.parent}
             if task.get("kind") not in CATEGORIES or not task.get("name"):
                 raise UserError(f"{path}: needs a name and a kind, one of {', '.join(CATEGORIES)}")
-            if task["name"] in tasks and tasks[task["name"]]["folder"].resolve() != path.parent.resolve():
-                raise UserError(f"{path}: {tasks[task['name']]['folder']} also calls itself {task['name']}")
-            tasks[task["name"]] = task
+            other = tasks.setdefault(task["name"], task)["folder"]
+            if other.resolve() != path.parent.resolve():
+                raise UserError(f"{path}: {other} also calls itself {task['name']}")
+            if not any(path.parent.glob("*.jsonl")):
+                raise UserError(f"{path.parent}: no .jsonl file in it")
     order = list(CATEGORIES)
     return sorted(tasks.values(), key=lambda task: (order.index(task["kind"]), task["name"]))
 
@@ -121,9 +123,9 @@ def read_rows(path: Path, **kinds):
                     row = json.loads(line)
                 except ValueError as error:
                     raise UserError(f"{path}:{number}: not JSON ({error})") from None
-                wrong = [key for key, kind in kinds.items() if not isinstance(row, dict) or not fits(row.get(key), kind)]
-                if wrong:
-                    raise UserError(f"{path}:{number}: {wrong[0]!r} is missing or of the wrong type")
+                for key, kind in kinds.items():
+                    if not isinstance(row, dict) or not fits(row.get(key), kind):
+                        raise UserError(f"{path}:{number}: {key!r} is missing or of the wrong type")
                 yield row
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8") from None
@@ -191,10 +193,14 @@ class Encoder:
         # What names a model in the cache is what it does: its vectors of a sample, bit for bit.
         self.size, described = probe.shape[1], f"{args.max_length} {args.pooling} {args.dtype} {text}".encode()
         self.identity = hashlib.sha256(described + probe.numpy().tobytes()).hexdigest()
+        if max(args.dim) > self.size:
+            raise UserError(f"--dim {max(args.dim)}: this model's vectors hold {self.size} values")
 
-    def bytes_per_vector(self) -> int:
+    def variant(self) -> tuple[str, int]:
+        """What sets this run of the model apart, and the bytes of a stored vector."""
         size = self.dim or self.size
-        return {"none": 4 * size, "int8": size + 4, "binary": math.ceil(size / 8)}[self.quantize]
+        stored = {"none": 4 * size, "int8": size + 4, "binary": math.ceil(size / 8)}[self.quantize]
+        return "".join(f" {what}" for what in (self.dim, self.quantize) if what not in (0, "none")), stored
 
     def embed(self, pairs, normalize=True, share=True) -> Vectors:
         """Embed each distinct (prompt, text) once, longest first, in blocks.
@@ -293,17 +299,13 @@ def score_classification(task, encoder, args):
     train = list(read_rows(task["folder"] / "train.jsonl", text=str, label=LABEL))
     test = read_test(task, text=str, label=LABEL)
     samples = metrics.sample_per_label([row["label"] for row in train], task.get("samples_per_label", 8))
-    used = sorted(set(sum(samples, [])))
+    used = sorted(set(sum(samples, [])))                             # only these of the training rows are embedded
     place = {row: i for i, row in enumerate(used)}
-    rows = [train[row] for row in used] + test
-    vectors, = embed_columns(task, rows, encoder, args, "text")
-    x, test_x = vectors[:len(used)].numpy(), vectors[len(used):].numpy()
-    gold = np.array([row["label"] for row in test])
-    accuracies = []
-    for sample in samples:
-        labels = [train[row]["label"] for row in sample]
-        predictions = metrics.logistic_regression(x[[place[row] for row in sample]], labels, test_x)
-        accuracies.append(float(np.mean(gold == predictions)))
+    x, = embed_columns(task, [train[row] for row in used] + test, encoder, args, "text")
+    x, test_x, gold = x[:len(used)].numpy(), x[len(used):].numpy(), [row["label"] for row in test]
+    found = [metrics.logistic_regression(x[[place[row] for row in sample]], [train[row]["label"] for row in sample], test_x)
+             for sample in samples]
+    accuracies = [sum(map(operator.eq, gold, predicted)) / len(gold) for predicted in found]
     return {"accuracy": float(np.mean(accuracies)), "accuracies": accuracies}
 
 
@@ -312,7 +314,7 @@ def score_clustering(task, encoder, args):
     found = []
     for row in read_test(task, sentences=[str], labels=[LABEL]):
         if len(row["sentences"]) != len(row["labels"]):
-            raise UserError(f"{task['folder']}: a set has {len(row['sentences'])} sentences, {len(row['labels'])} labels")
+            raise UserError(f"{task['folder']}: {len(row['sentences'])} sentences, {len(row['labels'])} labels in a set")
         if len(set(row["labels"])) < 2:
             found.append(1.0)                                        # by definition, as in mteb
             continue
@@ -326,7 +328,7 @@ def score_summarization(task, encoder, args):
     """A machine summary's score is its highest cosine to a human one; Spearman to the ratings, mean over texts."""
     rows = read_test(task, human_summaries=[str], machine_summaries=[str], relevance=[NUMBER])
     if any(len(row["machine_summaries"]) != len(row["relevance"]) or not row["human_summaries"] for row in rows):
-        raise UserError(f"{task['folder']}: each text needs human summaries, and as many ratings as machine summaries")
+        raise UserError(f"{task['folder']}: a text needs human summaries, and as many ratings as machine summaries")
     sides = [[prompted(task, row, row[side], args) for row in rows]
              for side in ("human_summaries", "machine_summaries")]
     vectors = encoder.embed([pair for side in sides for row in side for pair in row], normalized(task, args))
@@ -348,7 +350,7 @@ def score_summarization(task, encoder, args):
 
 
 def score_reranking(task, encoder, args):
-    """Mean average precision; at equal scores the negatives stand first, as mteb's document ids make them."""
+    """Mean average precision over the rows that have both kinds of candidates."""
     rows = read_test(task, query=(str, list), positive=[str], negative=[str])
     used = [row for row in rows if row["positive"] and row["negative"]]
     if not used:
@@ -361,10 +363,7 @@ def score_reranking(task, encoder, args):
         query = F.normalize(vectors(query), dim=1)
         document = F.normalize(metrics.quantize(vectors(document), encoder.quantize), dim=1)
         scores = (query @ document.T).max(0).values.tolist()         # the best of several sub-queries
-        names = ["a" if i < len(row["positive"]) else "b" for i in range(len(scores))]
-        scores = {f"{name}{i:05}": score for i, (name, score) in enumerate(zip(names, scores))}
-        relevance = {name: int(name[0] == "a") for name in scores}
-        found.append(metrics.ranked_average_precision(relevance, metrics.trec_ranking(scores)))
+        found.append(metrics.reranked_average_precision(scores, len(row["positive"])))
     return {"map": round(sum(found) / len(found), 5), "skipped": len(rows) - len(used)}
 
 
@@ -377,17 +376,20 @@ def document_text(row: dict) -> str:
 def score_retrieval(task, encoder, args):
     """nDCG@10 of the best documents by cosine. The corpus passes through in chunks; see `search`."""
     qrels = read_qrels(task["folder"] / "qrels" / f"{task['split']}.tsv")
-    queries = [row for row in read_rows(task["folder"] / "queries.jsonl", _id=str, text=str) if row["_id"] in qrels]
+    queries = read_rows(task["folder"] / "queries.jsonl", _id=str, text=str)
+    queries = [row for row in queries if row["_id"] in qrels]
     judged = {row["_id"] for row in queries}
     if not queries or len(judged) < len(queries):
-        raise UserError(f"{task['folder']}/queries.jsonl: " + ("two queries share an id" if queries else "none is judged"))
+        problem = "two queries share an id" if queries else "none is judged"
+        raise UserError(f"{task['folder']}/queries.jsonl: {problem}")
     pairs = [prompted(task, row, row["text"], args)[0] for row in queries]
     query_vectors = encoder.embed(pairs, normalized(task, args))(pairs).to(encoder.embedder.device)
     corpus = task["folder"] / "corpus.jsonl"
 
     def chunks():
         """(number of the first document, vectors [n, D]) of this rank's share of the corpus."""
-        for number, (first, rows) in enumerate(in_chunks(read_rows(corpus, _id=str, text=str), args.corpus_chunk)):
+        rows = read_rows(corpus, _id=str, text=str)
+        for number, (first, rows) in enumerate(metrics.in_chunks(rows, args.corpus_chunk)):
             if number % encoder.world == encoder.rank:
                 pairs = [prompted(task, {}, document_text(row), args, document=True)[0] for row in rows]
                 vectors = encoder.embed(pairs, normalized(task, args), share=False)
@@ -412,23 +414,10 @@ def score_retrieval(task, encoder, args):
     return {**means, "skipped": len(qrels.keys() - judged)}          # judged queries that are not there
 
 
-def in_chunks(rows, size: int):
-    """Yield (number of the first row, up to `size` rows).
-
-    >>> list(in_chunks(iter("abc"), 2))
-    [(0, ['a', 'b']), (2, ['c'])]
-    """
-    first = 0
-    while held := list(islice(rows, size)):
-        yield first, held
-        first += len(held)
-
-
 SCORERS = {
-    "classification": (score_classification, "accuracy"), "clustering": (score_clustering, "v_measure"),
-    "pair-classification": (score_pair_classification, "max_ap"), "reranking": (score_reranking, "map"),
-    "retrieval": (score_retrieval, "ndcg_at_10"), "sts": (score_sts, "cosine_spearman"),
-    "summarization": (score_summarization, "cosine_spearman"), "bitext": (score_bitext, "f1"),
+    "classification": score_classification, "clustering": score_clustering, "reranking": score_reranking,
+    "pair-classification": score_pair_classification, "retrieval": score_retrieval, "sts": score_sts,
+    "summarization": score_summarization, "bitext": score_bitext,
 }
 
 
@@ -439,9 +428,8 @@ def evaluate(encoder: Encoder, tasks: list[dict], args) -> dict:
     details = {}
     for task in tasks:
         start, encoder.label = time.time(), task["name"]
-        scorer, metric = SCORERS[task["kind"]]
-        scores = scorer(task, encoder, args)
-        metric = task.get("metric", metric)
+        scores = SCORERS[task["kind"]](task, encoder, args)
+        metric = task.get("metric") or next(iter(scores))
         if metric not in scores:
             raise UserError(f"{task['folder']}/task.json: metric {metric!r}; {task['kind']} has {', '.join(scores)}")
         scores = {"main_score": scores[metric], **scores}
@@ -449,26 +437,8 @@ def evaluate(encoder: Encoder, tasks: list[dict], args) -> dict:
         details[task["name"]] = {**scores, "seconds": round(time.time() - start, 1)}
         skipped = f", {scores['skipped']} rows or queries skipped" if scores.get("skipped") else ""
         say(f"  {task['name']}: {metric} {percent(scores['main_score'])} ({time.time() - start:.0f} s{skipped})")
-    return {**summarize(tasks, details), "details": details}
-
-
-def summarize(tasks: list[dict], details: dict) -> dict:
-    """Scores by task, category and in all; parts NAME/PART count as one task, and all tasks alike in the average."""
-    kinds, parts = {}, {}
-    for task in tasks:
-        name = task["name"].split("/")[0]
-        kinds[name] = CATEGORIES[task["kind"]]
-        parts.setdefault(name, []).append(details[task["name"]]["main_score"])
-    scores = {name: None if None in values else mean(values) for name, values in parts.items()}
-    categories = {category: mean([scores[name] for name in scores if kinds[name] == category])
-                  for category in CATEGORIES.values() if category in kinds.values()}
-    return {"average": mean(scores.values()), "categories": categories, "tasks": scores}
-
-
-def mean(scores) -> float | None:
-    """Of the scores that are defined."""
-    scores = [score for score in scores if score is not None]
-    return sum(scores) / len(scores) if scores else None
+    scores = {name: score["main_score"] for name, score in details.items()}
+    return {**metrics.averages(scores, {task["name"]: CATEGORIES[task["kind"]] for task in tasks}), "details": details}
 
 
 def percent(score) -> str:
@@ -478,10 +448,7 @@ def percent(score) -> str:
 def print_table(results: dict[str, dict], benchmark: dict | None) -> None:
     """Models side by side, scores times 100; with a benchmark, the published scores beside them."""
     first = next(iter(results.values()))
-    columns = dict(results)
-    if benchmark:
-        for name, row in benchmark["published"].items():
-            columns[name] = {"tasks": {}, **row}
+    columns = {**results, **(benchmark["published"] if benchmark else {})}
     width = max(7, *map(len, columns))
 
     def line(label, values):
@@ -489,7 +456,7 @@ def print_table(results: dict[str, dict], benchmark: dict | None) -> None:
 
     line("", columns)
     for name in first["tasks"]:
-        line(name, [percent(column["tasks"].get(name)) for column in columns.values()])
+        line(name, [percent(column.get("tasks", {}).get(name)) for column in columns.values()])
     if benchmark or len(first["tasks"]) > len(first["categories"]):
         for category in first["categories"]:
             line(f"= {category}", [percent(column["categories"].get(category)) for column in columns.values()])
@@ -528,9 +495,8 @@ def main(argv=None):
         dist.init_process_group("nccl" if cuda else "gloo")
     tasks = find_tasks(args.tasks)
     benchmark = read_benchmark(args.benchmark) if args.benchmark else None
-    variants = [(dim, quantize) for dim in args.dim for quantize in args.quantize]
-    scratch = tempfile.TemporaryDirectory() if len(variants) > 1 and not args.cache else None
-    if scratch:                                                      # variants share one model's vectors
+    if len(args.dim) * len(args.quantize) > 1 and not args.cache:    # the variants share a model's vectors
+        scratch = tempfile.TemporaryDirectory()
         args.cache = Path(scratch.name)
     results = {}
     for model, name in zip(args.models, args.names):
@@ -538,18 +504,19 @@ def main(argv=None):
         embedder = Embedder.load(model, device=args.device, dtype=args.dtype, max_length=args.max_length,
                                  pooling=args.pooling)
         encoder = Encoder(embedder, args, tasks)
-        for encoder.dim, encoder.quantize in variants:
-            suffix = (f" {encoder.dim}" if encoder.dim else "") + (f" {encoder.quantize}" if encoder.quantize != "none" else "")
+        for encoder.dim, encoder.quantize in itertools.product(args.dim, args.quantize):
             result = evaluate(encoder, tasks, args)
             if benchmark:
                 result["missing"] = [task for task in benchmark["tasks"] if task not in result["tasks"]]
-            result["bytes_per_vector"] = encoder.bytes_per_vector()
+            suffix, result["bytes_per_vector"] = encoder.variant()
             results[name + suffix] = result
         if args.out and rank_and_world()[0] == 0:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             replace_file(args.out, lambda path: path.write_text(json.dumps(results, indent=1)))
     say("")
     print_table(results, benchmark)
+    for note in sorted({task["note"] for task in tasks if "note" in task}):
+        say(note)
     if dist.is_initialized():
         dist.destroy_process_group()
 

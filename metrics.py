@@ -7,6 +7,7 @@ correlations from -1 to 1, and nan where the reference's is undefined.
 """
 import math
 from collections import defaultdict
+from itertools import islice
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ def pair_average_precisions(a: np.ndarray, b: np.ndarray, labels) -> dict[str, f
         "euclidean_ap": average_precision(labels, -np.sqrt(np.einsum("nd,nd->n", a - b, a - b))),
         "manhattan_ap": average_precision(labels, -np.abs(a - b).sum(-1)),
     }
-    return {**found, "max_ap": max(found.values())}
+    return {"max_ap": max(found.values()), **found}
 
 
 # ------------------------------------------------------------------------------------ stored vectors
@@ -126,6 +127,18 @@ def quantize(vectors: torch.Tensor, how: str) -> torch.Tensor:
 
 
 # ---------------------------------------------------------------------------- retrieval and reranking
+
+def in_chunks(rows, size: int):
+    """Yield (number of the first row, up to `size` rows).
+
+    >>> list(in_chunks(iter("abc"), 2))
+    [(0, ['a', 'b']), (2, ['c'])]
+    """
+    first = 0
+    while held := list(islice(rows, size)):
+        yield first, held
+        first += len(held)
+
 
 def search(queries: torch.Tensor, chunks, k: int, binary=False) -> tuple[torch.Tensor, torch.Tensor]:
     """The k best documents of each query, over all ranks: cosines and document numbers, [Q, k] each.
@@ -199,6 +212,16 @@ def ranked_average_precision(relevance: dict[str, int], ranking: list[str], k: i
             hits += 1
             total += hits / rank
     return total / relevant if relevant else 0.0
+
+
+def reranked_average_precision(scores: list[float], positives: int) -> float:
+    """Average precision of candidates of which the first `positives` are relevant; negatives win ties, as in mteb.
+
+    >>> reranked_average_precision([0.9, 0.5, 0.5], 2)               # ranks 1 and 3: (1/1 + 2/3) / 2
+    0.8333333333333333
+    """
+    run = {f"{'a' if i < positives else 'b'}{i:05}": score for i, score in enumerate(scores)}
+    return ranked_average_precision({name: int(name[0] == "a") for name in run}, trec_ranking(run))
 
 
 def recall(relevance: dict[str, int], ranking: list[str], k: int) -> float:
@@ -374,3 +397,27 @@ def weighted_f1(labels, predictions) -> float:
         hits = np.sum((labels == label) & (predictions == label))
         total += occurs * 2 * hits / (occurs + np.sum(predictions == label))
     return float(total / len(labels))
+
+
+# ------------------------------------------------------------------------------------------- averages
+
+def averages(scores: dict[str, float | None], category_of: dict[str, str]) -> dict:
+    """Means over tasks, by category and in all; parts NAME/PART make one task, None is undefined and left out.
+
+    MTEB's and the paper's average is over tasks: a category of twelve tasks weighs twelve times one of one.
+
+    >>> found = averages({"A/de": 0.2, "A/fr": 0.4, "B": 0.6, "C": None}, {"A/de": "X", "A/fr": "X", "B": "Y", "C": "Y"})
+    >>> found["tasks"], found["categories"], found["average"]        # doctest: +ELLIPSIS
+    ({'A': 0.3..., 'B': 0.6, 'C': None}, {'X': 0.3..., 'Y': 0.6}, 0.45)
+    """
+    def mean(values):
+        values = [value for value in values if value is not None]
+        return sum(values) / len(values) if values else None
+    parts, tasks = defaultdict(list), defaultdict(list)
+    for name, score in scores.items():
+        parts[name.split("/")[0], category_of[name]].append(score)
+    by_task = {name: None if None in values else mean(values) for (name, _), values in parts.items()}
+    for name, category in parts:
+        tasks[category].append(by_task[name])
+    categories = {category: mean(values) for category, values in tasks.items()}
+    return {"average": mean(by_task.values()), "categories": categories, "tasks": by_task}

@@ -351,7 +351,7 @@ STS_ROW = '{"sentence1": "a", "sentence2": "b", "score": 1}\n'
     ({"kind": "poetry"}, {}, "needs a name and a kind"),
     ({"kind": "reranking"}, {"test": [{"query": "q", "positive": ["a"], "negative": [1]}]}, "'negative' is missing or"),
     ({"kind": "reranking"}, {"test": [{"query": "q", "positive": [], "negative": []}]}, "no row has both"),
-    ({"kind": "clustering"}, {"test": [{"sentences": ["a", "b"], "labels": [1]}]}, "2 sentences, 1 labels"),
+    ({"kind": "clustering"}, {"test": [{"sentences": ["a", "b"], "labels": [1]}]}, "2 sentences, 1 labels in a set"),
     ({"kind": "summarization"}, {"test": [{"human_summaries": ["a"], "machine_summaries": ["b"], "relevance": []}]}, "as many"),
     ({"kind": "retrieval"}, {"queries": [{"_id": "q", "text": "a"}], "qrels": "q\td\n"}, "no judgements"),
     ({"kind": "retrieval"}, {"queries": [{"_id": "q", "text": "a"}], "qrels": "h\th\th\nq d 1\n"}, "test.tsv:2: needs"),
@@ -465,7 +465,7 @@ def test_scores_equal_mtebs_on_the_same_vectors(task, monkeypatch):
     kind, model = task["kind"], HashEmbedder()
     args = evaluate.parse_arguments(["model"])
     encoder = evaluate.Encoder(model, args, [task])
-    ours = evaluate.SCORERS[kind][0](task, encoder, args)
+    ours = evaluate.SCORERS[kind](task, encoder, args)
     rows = [] if kind == "retrieval" else evaluate.read_test(task)
     names = [HARNESS[kind]] + ([("SummEval", 1e-9)] if kind == "summarization" else [])
     for name, tolerance in names:
@@ -477,7 +477,7 @@ def test_scores_equal_mtebs_on_the_same_vectors(task, monkeypatch):
                  "bitext": ["f1", "accuracy"]}.get(kind, [])
         for metric in pairs:
             assert ours[metric] == pytest.approx(theirs[metric], abs=tolerance), metric
-        main = "cosine_spearman_with_p_values" if name == "SummEval" else evaluate.SCORERS[kind][1]
+        main = "cosine_spearman_with_p_values" if name == "SummEval" else next(iter(ours))
         print(f"{task['name']}: ours {ours[main]:.9f}, mteb {theirs['main_score']:.9f}")
         assert ours[main] == pytest.approx(theirs["main_score"], abs=tolerance)
 
@@ -492,3 +492,53 @@ def test_mtebs_mock_run_passes_on_a_real_model(monkeypatch, tmp_path):
     states = {name: state for name, state in results.task_results.items() if state is not None}
     failed = [name for name, state in states.items() if not isinstance(state, mteb.results.TaskResult)]
     assert len(states) >= 25 and failed == []
+
+
+# -------------------------------------------------------------------------------------------- scale
+
+MEMORY = """
+import resource, torch
+import metrics
+size, count, chunk = 64, 1_000_000, 8192
+def chunks():
+    for first in range(0, count, chunk):
+        generator = torch.Generator().manual_seed(first)
+        yield first, torch.randn(min(chunk, count - first), size, generator=generator)
+queries = next(chunks())[1][:20]                  # the first twenty documents: each must find itself
+metrics.search(queries, [next(chunks())], 10)
+start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+scores, numbers = metrics.search(queries, chunks(), 1000)
+assert numbers[:, 0].tolist() == list(range(20)) and (scores[:, 0] > 0.999).all()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
+"""
+
+
+@pytest.mark.slow
+def test_a_million_vectors_pass_in_fixed_memory():
+    """256 MB of vectors go by; what stays is 20 x 1000 scores and one chunk of 2 MB with its score matrix."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 40_000, f"{done.stdout} kB"
+
+
+SHARDS = """
+import json, sys
+import torch.distributed as dist
+import evaluate
+from test_evaluate import HashEmbedder
+args = evaluate.parse_arguments(["m", "--tasks", "data/mini", "--corpus-chunk", "50"])
+dist.init_process_group("gloo")
+tasks = evaluate.find_tasks(args.tasks)
+result = evaluate.evaluate(evaluate.Encoder(HashEmbedder(), args, tasks), tasks, args)
+if dist.get_rank() == 0:
+    open(sys.argv[1], "w").write(json.dumps(result["tasks"]))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(tmp_path):
+    (tmp_path / "shards.py").write_text(SHARDS)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+                    tmp_path / "shards.py", tmp_path / "out.json"], cwd=ROOT, env=environment, check=True, timeout=300)
+    assert json.loads((tmp_path / "out.json").read_text()) == run(MINI)["tasks"]
