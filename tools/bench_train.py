@@ -1,0 +1,297 @@
+"""tools/bench_train.py: train.py and its peer, sentence-transformers + peft, side by side.
+
+    python tools/bench_train.py models/smollm2-135m-l10 --data data/synthetic.jsonl --threads 2
+    python tools/bench_train.py BASE --data FILE --batch-size 2048 --max-length 512 \\
+        --tokens-per-chunk 16384 --warmup 3 --json bench.json                # a GPU: bfloat16, compiled
+
+Both sides get the same base, LoRA start, batches, precision, optimizer and schedule, and take turns; each
+turn is a process of its own, so that its peak memory is its own. The peer is used as its documentation shows
+it, SentenceTransformerTrainer with CachedMultipleNegativesRankingLoss at scale 1 / temperature, on the
+folder that tools/export.py writes, in these variants:
+
+    stock           chunks of --peer-rows rows, in the order of the batch
+    tokens          its token-budget chunks (mini_batch_num_tokens) of --tokens-per-chunk
+    sorted          each batch is handed over sorted by length, which changes nothing in the loss
+    sorted-tokens   both
+
+Tokens are real ones, padding not counted; time runs from the end of step --warmup to the last step's end.
+"""
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # train.py stands one folder up
+import export  # noqa: E402
+import train  # noqa: E402
+from bench_memory import peak_bytes  # noqa: E402
+from model import PROJECTIONS, Embedder, UserError, instruct, replace_file  # noqa: E402
+
+VARIANTS = ("stock", "tokens", "sorted", "sorted-tokens")
+
+
+def write_examples(files: list[str], rows: int, negatives: int, seed: int, out: Path) -> None:
+    """A shuffled mixture of the files with one positive and `negatives` (0 or 1) negatives a row."""
+    examples, written = train.Examples(files), 0
+    with open(out, "w", encoding="utf-8") as file:
+        for i in np.concatenate(train.plan_epoch(examples, 1024, False, seed, 0)):
+            example = examples[i]
+            found = [[text for text in example[key] if text.strip()][:n]
+                     for key, n in (("pos", 1), ("neg", negatives))]
+            if written < rows and len(found[1]) == negatives:        # the peer wants as many in every row
+                row = {**example, "pos": found[0], "neg": found[1]}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                written += 1
+    if written < rows:
+        raise UserError(f"--data: {written} usable rows, {rows} wanted: fewer --steps, a smaller "
+                        "--batch-size" + ", or --negatives 0, which needs no negatives" * negatives)
+
+
+def prepare(args, folder: Path) -> dict:
+    """Write what both sides read: examples, the fresh adapter, the exported base. Returns the settings."""
+    write_examples(args.data, args.batch_size * args.steps, args.negatives, args.seed,
+                   folder / "examples.jsonl")
+    embedder = Embedder.load(args.base, device="cpu", dtype=args.dtype, max_length=args.max_length)
+    embedder.decoder.add_lora(args.lora_rank, 2 * args.lora_rank, args.lora_dropout, seed=args.seed)
+    embedder.save_adapter(folder / "init")
+    if args.variants:
+        with contextlib.redirect_stdout(sys.stderr):
+            export.main([args.base, str(folder / "exported"), "--dtype", args.dtype,
+                         "--max-length", str(args.max_length)])
+    return {**{k: v for k, v in vars(args).items() if k != "json"}, "folder": str(folder), "variant": "ours"}
+
+
+def train_options(s: dict) -> argparse.Namespace:
+    """train.py's flags for these settings; the peer's optimizer and schedule are made from them too."""
+    folder = Path(s["folder"])
+    flags = {"base": s["base"], "data": folder / "examples.jsonl", "out": folder / "run",
+             "init-adapter": folder / "init", "warmup-steps": min(10, s["steps"]),
+             "checkpoint-every": 10 ** 9}
+    flags |= {name.replace("_", "-"): s[name] for name in (
+        "batch_size", "max_length", "negatives", "lr", "tokens_per_chunk", "keep_tokens", "dtype",
+        "device", "seed")}
+    flags = [(f"--{name}", str(value)) for name, value in flags.items() if value is not None]
+    return train.options([*sum(flags, ()), "--no-mask", "--overwrite", *s["train_flags"].split()])
+
+
+def run_ours(s: dict) -> tuple[list[float], list[float]]:
+    """train.py as it is; returns the loss of each step and the time at which each step had ended."""
+    ended, show, args = [], train.show, train_options(s)
+    train.show = lambda line, steps: ended.append(time.perf_counter())
+    try:
+        train.train(args)
+    finally:
+        train.show = show
+    with open(args.out / "log.jsonl") as log:
+        return [json.loads(line)["loss"] for line in log], ended
+
+
+def batches_of(s: dict) -> list[list[dict]]:
+    """The examples in the order in which train.py visits them."""
+    args = train_options(s)
+    examples = train.Examples(args.data)
+    plan = train.plan_epoch(examples, args.batch_size, False, args.seed, 0)
+    return [[examples[i] for i in batch] for batch in plan]
+
+
+def row_length(row: dict) -> int:
+    return sum(map(len, [row["query"], *row["pos"], *row["neg"]]))
+
+
+def run_peer(s: dict) -> tuple[list[float], list[float]]:
+    """The same steps by the peer's own classes; imported here: our side must not carry them in memory."""
+    import datasets
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from sentence_transformers import (SentenceTransformer, SentenceTransformerTrainer,
+                                       SentenceTransformerTrainingArguments)
+    from sentence_transformers.base.sampler import DefaultBatchSampler
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+    from transformers import TrainerCallback
+    datasets.disable_progress_bars()
+    args, folder = train_options(s), Path(s["folder"])
+
+    # dtype: the weights' own; the adapter is float32, as peft makes it over a 16-bit base
+    model = SentenceTransformer(str(folder / "exported"), device=s["device"],
+                                model_kwargs={"dtype": s["dtype"]})
+    config = LoraConfig(r=s["lora_rank"], lora_alpha=2 * s["lora_rank"], lora_dropout=s["lora_dropout"],
+                        target_modules=list(PROJECTIONS), task_type="FEATURE_EXTRACTION")
+    inner = get_peft_model(model[0].model, config)
+    missed = set_peft_model_state_dict(inner, load_file(folder / "init" / "adapter_model.safetensors"))
+    assert not missed.unexpected_keys
+    model[0].model = inner
+
+    batches = batches_of(s)
+    if s["variant"].startswith("sorted"):
+        batches = [sorted(batch, key=row_length) for batch in batches]
+    rows = [row for batch in batches for row in batch]
+    columns = {"anchor": [instruct(row["prompt"], row["query"]) for row in rows],
+               "positive": [row["pos"][0] for row in rows]}
+    if s["negatives"]:
+        columns["negative"] = [row["neg"][0] for row in rows]
+    loss = CachedMultipleNegativesRankingLoss(
+        model, scale=1 / args.temperature, mini_batch_size=s["peer_rows"],
+        mini_batch_num_tokens=s["tokens_per_chunk"] if s["variant"].endswith("tokens") else None)
+    losses, ended, cuda = [], [], model.device.type == "cuda"
+    loss.register_forward_hook(lambda module, inputs, value: losses.append(value.detach()))
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            if cuda:
+                torch.cuda.synchronize()
+            ended.append(time.perf_counter())
+
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=args.lr,
+                                  weight_decay=args.weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: train.learning_rate(step, s["steps"], args) / args.lr)
+    trainer = SentenceTransformerTrainer(
+        model, SentenceTransformerTrainingArguments(
+            output_dir=str(folder / "peer"), per_device_train_batch_size=s["batch_size"],
+            max_steps=s["steps"], max_grad_norm=args.max_grad_norm,
+            bf16=s["dtype"] == "bfloat16", fp16=s["dtype"] == "float16",
+            use_cpu=not cuda, save_strategy="no", logging_strategy="no", report_to="none",
+            disable_tqdm=True,
+            batch_sampler=lambda data, **kw: DefaultBatchSampler(
+                torch.utils.data.SequentialSampler(data), kw["batch_size"], kw["drop_last"])),
+        train_dataset=datasets.Dataset.from_dict(columns), loss=loss, optimizers=(optimizer, schedule),
+        callbacks=[Watch()])
+    trainer.train()
+    return [float(value) for value in losses], ended
+
+
+def count_tokens(s: dict) -> list[int]:
+    """Real tokens of each step, counted once for both sides."""
+    tokenize = Embedder.load(s["base"], device="cpu", dtype=s["dtype"], max_length=s["max_length"]).tokenize
+    return [sum(map(len, [*tokenize([row["query"] for row in batch], [row["prompt"] for row in batch]),
+                          *tokenize([text for row in batch for text in row["pos"] + row["neg"]])]))
+            for batch in batches_of(s)]
+
+
+def turn(s: dict) -> dict:
+    """One side's turn, in this process."""
+    cuda = s["device"].startswith("cuda")
+    before = 0 if cuda else peak_bytes()
+    losses, ended = (run_ours if s["variant"] == "ours" else run_peer)(s)
+    assert len(losses) == len(ended) == s["steps"]
+    return {"losses": losses, "seconds": ended[-1] - ended[s["warmup"] - 1], "before_bytes": before,
+            "peak_bytes": torch.cuda.max_memory_allocated() if cuda else peak_bytes()}
+
+
+def in_own_process(s: dict) -> dict:
+    out = Path(s["folder"]) / "turn.json"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(s["threads"]), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, __file__, "--turn", out], input=json.dumps(s), text=True,
+                          capture_output=True, env=environment)
+    if done.returncode == 2:                                # a user's mistake, already in one line
+        raise UserError(f"{s['variant']}: " + done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+    if done.returncode:
+        raise RuntimeError(f"{s['variant']}: exit code {done.returncode}\n"
+                           f"{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    return json.loads(out.read_text())
+
+
+def summarize(turns: dict[str, list[dict]], tokens: int) -> dict:
+    """Medians over the rounds, beside ours."""
+    ours = statistics.median(tokens / t["seconds"] for t in turns["ours"])
+    table = {}
+    for side, found in turns.items():
+        rate = statistics.median(tokens / t["seconds"] for t in found)
+        table[side] = {"tokens_per_second": rate, "ours_is_faster": ours / rate,
+                       "peak_bytes": statistics.median(t["peak_bytes"] for t in found),
+                       "before_bytes": statistics.median(t["before_bytes"] for t in found),
+                       "loss_difference": max(abs(a - b) for a, b in zip(
+                           found[0]["losses"], turns["ours"][0]["losses"])),
+                       "losses": found[0]["losses"]}
+    return table
+
+
+def show(table: dict, s: dict, tokens: int) -> None:
+    print(f"{s['base']} in {s['dtype']} on {s['device']}: {s['steps'] - s['warmup']} timed steps of "
+          f"{s['batch_size']} queries, {tokens:,} real tokens, at most {s['max_length']} a text; "
+          f"median of {s['rounds']}\n")
+    print(f"{'':15}{'real tok/s':>11}{'ours is':>9}{'peak GB':>9}{'before':>8}{'max loss difference':>21}")
+    for side, row in table.items():
+        print(f"{side:15}{row['tokens_per_second']:11,.0f}{row['ours_is_faster']:8.2f}x"
+              f"{row['peak_bytes'] / 1e9:9.2f}{row['before_bytes'] / 1e9:8.2f}"
+              f"{row['loss_difference']:21.1e}")
+    print(f"\n{'loss':5}" + "".join(f"{side:>15}" for side in table))
+    for step, losses in enumerate(zip(*(row["losses"] for row in table.values())), 1):
+        print(f"{step:5}" + "".join(f"{loss:15.5f}" for loss in losses))
+
+
+def bench(args) -> None:
+    for flag in ("steps", "rounds", "batch_size", "threads", "warmup", "peer_rows", "tokens_per_chunk"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least 1")
+    if args.steps <= args.warmup:
+        raise UserError(f"--steps {args.steps}: must be above --warmup {args.warmup}")
+    with tempfile.TemporaryDirectory() as folder:
+        settings = prepare(args, Path(folder))
+        tokens = sum(count_tokens(settings)[args.warmup:])
+        turns = {side: [] for side in ("ours", *args.variants)}
+        for number in range(args.rounds):
+            for side in list(turns)[::-1 if number % 2 else 1]:    # nobody always runs on the warm machine
+                turns[side].append(in_own_process({**settings, "variant": side}))
+                print(f"round {number + 1}/{args.rounds}  {side}: {turns[side][-1]['seconds']:.1f} s",
+                      file=sys.stderr)
+    table = summarize(turns, tokens)
+    show(table, settings, tokens)
+    if args.json:
+        report = {"settings": {**settings, "folder": None}, "torch": torch.__version__, "tokens": tokens,
+                  "sides": table}
+        replace_file(args.json, lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("base", help="a Hugging Face folder")
+    add("--data", required=True, action="append", metavar="FILE[:SHARE]",
+        help="training files, as for train.py")
+    add("--batch-size", type=int, default=64)
+    add("--max-length", type=int, default=128)
+    add("--negatives", type=int, choices=(0, 1), default=1, help="0: pairs; 1: only rows with a negative")
+    add("--steps", type=int, default=6)
+    add("--warmup", type=int, default=1, help="steps before the clock starts")
+    add("--rounds", type=int, default=3)
+    add("--variants", nargs="*", choices=VARIANTS, default=["stock", "tokens", "sorted"], help="of the peer")
+    add("--tokens-per-chunk", type=int, default=2048, help="ours, and the peer's token budget")
+    add("--keep-tokens", type=int, help="train.py's: tokens whose first pass is kept")
+    add("--peer-rows", type=int, default=32, help="the peer's mini_batch_size (32 is its default)")
+    add("--lora-rank", type=int, default=16)
+    add("--lora-dropout", type=float, default=0.0, help="0 lets the loss curves be compared")
+    add("--lr", type=float, default=1e-4)
+    add("--seed", type=int, default=0)
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--threads", type=int, default=os.cpu_count(), help="of the CPU, for either side")
+    add("--train-flags", default="", help="more flags of train.py, for ours alone: \"--no-compile\"")
+    add("--json", type=Path, help="write everything here too")
+    args = parser.parse_args(argv)
+    args.dtype = args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32")
+    try:
+        bench(args)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--turn"]:                         # how in_own_process calls this file
+        try:
+            Path(sys.argv[2]).write_text(json.dumps(turn(json.load(sys.stdin))))
+        except (UserError, torch.OutOfMemoryError) as error:
+            print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+            sys.exit(2)
+    else:
+        main()
