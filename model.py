@@ -7,7 +7,7 @@
 
 In the order in which a text meets it: `Config`, the decoder (`RMSNorm`, `rotate`, `Linear` with LoRA,
 `Attention`, `MLP`, `Block`, `Decoder`), checkpoints and adapters on disk, and `Embedder`, which adds tokens
-and pooling. Shapes: B rows, T positions, D hidden size, H heads, K key-value heads, d head size, r LoRA rank.
+and pooling. Shapes: B rows, T positions, D hidden size, H heads, K key-value heads, d head size, r rank.
 """
 import json
 import math
@@ -164,11 +164,11 @@ def causal_attention(q, k, v, window: int | None):
     grows with T * W and not with T * T.
     """
     groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)        # [B, K, T, d] -> [B, H, T, d]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)     # [B, K, T, d] -> [B, H, T, d]
     length = q.shape[2]
     if window is None or length <= window:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    query = torch.arange(window, 2 * window, device=q.device)[:, None]           # its place among the 2W keys
+    query = torch.arange(window, 2 * window, device=q.device)[:, None]        # its place among the 2W keys
     key = torch.arange(2 * window, device=q.device)
     mask = (key <= query) & (key > query - window)                               # [W, 2W]
     blocks = []
@@ -176,7 +176,8 @@ def causal_attention(q, k, v, window: int | None):
         rows = slice(start, min(start + window, length))
         keys = slice(max(start - window, 0), rows.stop)
         seen = mask[: rows.stop - start, keys.start - start + window: keys.stop - start + window]
-        blocks.append(F.scaled_dot_product_attention(q[:, :, rows], k[:, :, keys], v[:, :, keys], attn_mask=seen))
+        blocks.append(F.scaled_dot_product_attention(
+            q[:, :, rows], k[:, :, keys], v[:, :, keys], attn_mask=seen))
     return torch.cat(blocks, 2)
 
 
@@ -205,7 +206,8 @@ class Linear(nn.Module):
         y = F.linear(x, self.weight)
         if self.lora_A is None:
             return y
-        return y + self.scaling * F.linear(F.linear(z, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype))
+        low = self.scaling * F.linear(z, self.lora_A.to(x.dtype))    # [B, T, r]: scaled where it is small
+        return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), self.lora_B.to(x.dtype).T).view_as(y)
 
 
 class Attention(nn.Module):
@@ -286,7 +288,7 @@ class Decoder(nn.Module):
         return self.norm(x)
 
     def add_lora(self, rank=16, alpha=32.0, dropout=0.1, targets=PROJECTIONS, rslora=False, seed=0):
-        """Put a fresh adapter on the named projections of every layer (section 4.2 and appendix A: r = 16)."""
+        """Put a fresh adapter on the named projections of every layer (appendix A: r = 16 on all)."""
         generator = torch.Generator().manual_seed(seed)
         for name, module in self.named_modules():
             if isinstance(module, Linear) and name.rsplit(".", 1)[1] in targets:
@@ -340,7 +342,7 @@ def load_decoder(folder: Path, device, dtype, **overrides) -> Decoder:
             elif name in shapes:
                 state[name] = read_tensor(file, key, shapes[name], device, dtype)
             elif not name.endswith("rotary_emb.inv_freq"):        # a constant that old checkpoints store
-                raise UserError(f"{file}: tensor {key} has no place in a {config.num_hidden_layers}-layer model")
+                raise UserError(f"{file}: tensor {key} has no place in {config.num_hidden_layers} layers")
     name = "embed_tokens.weight"
     if config.tie_word_embeddings and head and name not in state:
         state[name] = read_tensor(head, "lm_head.weight", shapes[name], device, dtype)
@@ -369,8 +371,9 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
         f"peft_type {raw.get('peft_type')!r}": raw.get("peft_type") != "LORA",
         "DoRA": raw.get("use_dora"),
         "bias": raw.get("bias", "none") != "none",
-        # these change the base's own weights at the start; a saved PiSSA adapter is no difference to the base
-        f"init_lora_weights {start!r}": isinstance(start, str) and start not in ("gaussian", "eva", "orthogonal"),
+        # PiSSA and its like change the base's own weights at the start
+        f"init_lora_weights {start!r}":
+            isinstance(start, str) and start not in ("gaussian", "eva", "orthogonal"),
         **{f"{key!r} missing": key not in raw for key in ("r", "lora_alpha")},
         **{key: raw.get(key) for key in ("lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern",
                                          "fan_in_fan_out", "layers_to_transform", "layer_replication",
@@ -386,7 +389,7 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
         for key in tensors.keys():
             match = pattern.fullmatch(key)
             if not match or match[2] not in PROJECTIONS:
-                raise UserError(f"{file}: tensor {key} is no LoRA weight of a projection: not supported here")
+                raise UserError(f"{file}: tensor {key} is no LoRA weight of a projection: not supported")
             loaded[match[1]] = tensors.get_tensor(key)
             targets.add(match[2])
     decoder.add_lora(raw["r"], raw["lora_alpha"], raw.get("lora_dropout", 0.0), tuple(targets),
@@ -402,7 +405,8 @@ def copy_lora(decoder: Decoder, values: dict[str, torch.Tensor], file: Path) -> 
         raise UserError(f"{file}: made for another model: {odd[0]} is on one side only")
     for name, parameter in parameters.items():
         if parameter.shape != values[name].shape:
-            raise UserError(f"{file}: {name} has shape {tuple(values[name].shape)}, wanted {tuple(parameter.shape)}")
+            raise UserError(f"{file}: {name} has shape {tuple(values[name].shape)}, "
+                            f"wanted {tuple(parameter.shape)}")
         with torch.no_grad():
             parameter.copy_(values[name])
 
@@ -442,7 +446,7 @@ def length_chunks(lengths: list[int], tokens_per_chunk: int) -> list[list[int]]:
 
 
 def pool(hidden, lengths, pooling: str):
-    """Hidden states [B, T, D] and real lengths [B] -> [B, D]: the EOS's state, or a mean for the ablation."""
+    """Hidden states [B, T, D], real lengths [B] -> [B, D]: the EOS's state, or a mean for the ablation."""
     if pooling == "last":
         return hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
     hidden = at_least_float32(hidden)
