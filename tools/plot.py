@@ -1,0 +1,206 @@
+"""tools/plot.py: pictures of a training, of the data and of scores.
+
+    python tools/plot.py train runs/demo            # -> runs/demo/log.png; several runs share the axes
+    python tools/plot.py data data/synthetic/report.json   # -> report.png beside it
+    python tools/plot.py scores results/*.json      # -> scores.png, categories of every model
+
+--out names another file; its ending (.png, .svg, .pdf) decides the format. No display is needed.
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")                                   # draw into files, also where there is no display
+import matplotlib.pyplot as plt  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
+from model import UserError, read_json, replace_file  # noqa: E402
+
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
+         "axes.axisbelow": True, "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left"}
+LANGUAGES = 15                                          # by name; the rest are summed up
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def read_log(run: Path) -> dict[str, list]:
+    """log.jsonl -> {"step": [...], "loss": [...], ...}; None where a step lacks a value (held out)."""
+    path = run / "log.jsonl" if run.is_dir() else run
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror} (`make train` writes runs/NAME/log.jsonl)") from None
+    lines = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            lines.append(json.loads(line))
+            if not {"step", "loss"} <= lines[-1].keys():
+                raise ValueError
+        except (ValueError, AttributeError):
+            raise UserError(f"{path}:{number}: not a line of train.py's log") from None
+    if not lines:
+        raise UserError(f"{path}: no step is done yet")
+    return {key: [line.get(key) for line in lines] for key in {key for line in lines for key in line}}
+
+
+def smooth(values: list[float], window: int) -> list[float]:
+    """Mean over the last `window` values, fewer at the start.
+
+    >>> smooth([1, 3, 5, 7], 2)
+    [1.0, 2.0, 4.0, 6.0]
+    """
+    return [sum(values[max(0, i + 1 - window):i + 1]) / min(i + 1, window) for i in range(len(values))]
+
+
+def draw_train(args):
+    """Loss with chance level, accuracy, spread, learning rate: one panel each, one colour a run."""
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6.2), sharex=True, layout="constrained")
+    panels = dict(zip(("loss", "accuracy", "spread", "lr"), axes.flat))
+    titles = {"loss": "Loss", "accuracy": "In-batch accuracy: own positive above every other document",
+              "spread": "Spread of the vectors: 1 - |mean|²; 0 is collapse", "lr": "Learning rate"}
+    for number, run in enumerate(args.files):
+        log, colour = read_log(run), f"C{number}"
+        name = run.name if run.is_dir() else run.parent.name
+        window = max(1, len(log["step"]) // 20)
+        for key, axis in panels.items():
+            values = log.get(key)
+            if values is None:
+                continue
+            if key == "lr" or window == 1:
+                axis.plot(log["step"], values, color=colour, label=name)
+            else:
+                axis.plot(log["step"], values, color=colour, alpha=0.25, linewidth=0.8)
+                axis.plot(log["step"], smooth(values, window), color=colour,
+                          label=f"{name}, mean of {window} steps")
+            held = [(step, v) for step, v in zip(log["step"], log.get(f"eval_{key}", [])) if v is not None]
+            if held:
+                axis.plot(*zip(*held), "o--", color=colour, markersize=4, label=f"{name}, held out")
+        if "chance_loss" in log:
+            panels["loss"].plot(log["step"], log["chance_loss"], ":", color=colour, label=f"{name}, chance")
+    for key, axis in panels.items():
+        axis.set_title(titles[key])
+        if key == "lr":
+            axis.yaxis.set_major_formatter("{x:.1e}")
+        axis.set_ylim(bottom=0, top=1.02 if key == "accuracy" else None)
+        axis.margins(x=0.01)
+    panels["loss"].legend(frameon=False, fontsize=8)
+    for axis in axes[1]:
+        axis.set_xlabel("step")
+    return figure
+
+
+def bars(axis, counts: dict[str, float], title: str, form="{:,.0f}", colour="C0") -> None:
+    """Horizontal bars, the first on top, each with its value."""
+    drawn = axis.barh(list(counts), list(counts.values()), color=colour)
+    axis.bar_label(drawn, [form.format(value) for value in counts.values()], padding=3, fontsize=8)
+    axis.set_ylim(max(len(counts), 6) - 0.4, -0.6)      # few bars stay as thin as many
+    axis.margins(x=0.18)
+    axis.grid(False)
+    axis.set_xticks([])
+    axis.spines["bottom"].set_visible(False)
+    axis.set_title(title)
+
+
+def draw_data(args):
+    """Types, languages, what was dropped and why, and lengths by type and field."""
+    path, = args.files if len(args.files) == 1 else (None,)
+    if path is None:
+        raise UserError(f"plot.py data: takes one report.json, not {len(args.files)}")
+    report = read_json(path)
+    if not {"examples", "type", "language", "characters"} <= report.keys():
+        raise UserError(f"{path}: not a report of generate.py (--report writes it)")
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    figure.suptitle(f"{report['examples']:,} examples, {report['distinct prompts']:,} instructions, "
+                    f"{len(report['language']):,} languages", x=0.01, ha="left")
+    bars(axes[0, 0], report["type"], "Examples by task type")
+    languages = dict(list(report["language"].items())[:LANGUAGES])
+    others = list(report["language"].values())[LANGUAGES:]
+    if others:
+        languages[f"{len(others)} others"] = sum(others)
+    bars(axes[0, 1], languages, "Examples by language")
+    dropped = report.get("dropped") or {"nothing": 0}
+    bars(axes[1, 0], dropped, "Dropped answers, by reason", colour="C3")
+    axis, lengths = axes[1, 1], report["characters"]
+    for row, quantiles in enumerate(lengths.values()):
+        low, middle, high = (max(1, quantiles[q]) for q in ("p10", "p50", "p90"))
+        axis.plot((low, high), (row, row), color="C0", linewidth=4, alpha=0.35, solid_capstyle="butt")
+        axis.plot(middle, row, "o", color="C0", markersize=5)
+    axis.set_yticks(range(len(lengths)), list(lengths))
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.set_title("Characters a text: 10 % to 90 %, and the median")
+    return figure
+
+
+def draw_scores(args):
+    """Grouped bars: each category and the average, one colour a model."""
+    models = {}
+    for path in args.files:
+        for name, result in read_json(path).items():
+            if not isinstance(result, dict) or not {"average", "categories"} <= result.keys():
+                raise UserError(f"{path}: not a result of evaluate.py (--out writes it)")
+            models[name if name not in models else f"{name} ({path.stem})"] = result
+    if not models:
+        raise UserError(f"{args.files[0]}: holds no model")
+    categories = list(dict.fromkeys(name for result in models.values() for name in result["categories"]))
+    groups = [*categories, "Average"]
+    figure, axis = plt.subplots(figsize=(max(6, 1 + len(groups) * (0.4 + 0.35 * len(models))), 3.6),
+                                layout="constrained")
+    width = 0.85 / len(models)
+    for number, (name, result) in enumerate(models.items()):
+        scores = [result["categories"].get(category) for category in categories] + [result["average"]]
+        places = [group + (number - (len(models) - 1) / 2) * width for group in range(len(groups))]
+        drawn = axis.bar(places, [100 * (score or 0) for score in scores], 0.94 * width, label=name)
+        labels = ["-" if score is None else f"{100 * score:.1f}" for score in scores]
+        axis.bar_label(drawn, labels, fontsize=8, padding=2)
+    axis.set_xticks(range(len(groups)), [group.replace(" ", "\n", 1) for group in groups])
+    axis.axvline(len(categories) - 0.5, color="0.8", linewidth=1)
+    axis.grid(axis="x", visible=False)
+    axis.set_ylim(0, 112)
+    axis.margins(x=0.02)
+    axis.set_yticks(range(0, 101, 20))
+    axis.set_title("Scores by category, times 100")
+    axis.legend(frameon=False, ncols=4, loc="upper left", fontsize=8)
+    return figure
+
+
+DRAW = {"train": (draw_train, "runs, or their log.jsonl"), "data": (draw_data, "report.json of generate.py"),
+        "scores": (draw_scores, "JSON files of evaluate.py")}
+
+
+def default_out(args) -> Path:
+    first = args.files[0]
+    if args.what == "scores":
+        return Path("scores.png")
+    return first / "log.png" if first.is_dir() else first.with_suffix(".png")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="what", required=True)
+    for what, (_, files) in DRAW.items():
+        sub = verbs.add_parser(what, help=files)
+        sub.add_argument("files", nargs="+", type=Path, help=files)
+        sub.add_argument("--out", type=Path, help="the picture")
+        sub.add_argument("--dpi", type=int, default=120)
+    args = parser.parse_args(argv)
+    try:
+        out = args.out or default_out(args)
+        if out.suffix not in FORMATS:
+            raise UserError(f"--out {out}: a name that ends in {', '.join(FORMATS)}")
+        with plt.rc_context(STYLE):
+            figure = DRAW[args.what][0](args)
+            replace_file(out, lambda path: figure.savefig(path, dpi=args.dpi, format=out.suffix[1:]))
+        print(out)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        plt.close("all")
+
+
+if __name__ == "__main__":
+    main()
