@@ -1,12 +1,12 @@
-"""train.py: examples -> adapter. Contrastive fine-tuning of arXiv 2401.00368 (sections 3.2 and 4.2, appendix A).
+"""train.py: examples -> adapter. Contrastive fine-tuning of arXiv 2401.00368 (sections 3.2, 4.2, appendix A).
 
     python train.py --base models/smollm2-135m-l10 --data data/synthetic.jsonl --out runs/demo \\
-        --batch-size 32 --max-length 64 --lr 1e-3 --warmup-steps 10                     # a CPU, minutes
+        --batch-size 32 --max-length 64 --lr 1e-3 --warmup-steps 10                   # a CPU, minutes
     python train.py --base models/Mistral-7B-v0.1 --data data/synthetic.jsonl --out runs/paper    # one GPU
     torchrun --nproc-per-node 8 train.py --base ... --data a.jsonl:0.5 --data b.jsonl --out ...   # eight
 
 The defaults are the paper's. A batch of 2,048 queries, each with one positive and one hard negative, does not
-fit any GPU with its graph, and gradient accumulation would take the in-batch negatives away; so a step embeds
+fit any GPU with its graph, and gradient accumulation would take the in-batch negatives away. So a step embeds
 the batch in chunks without a graph, takes the loss's gradient with respect to the vectors, and embeds each
 chunk again to push its share through (gradient caching, arXiv 2101.06983). A run lies in --out: config.json
 (every flag), log.jsonl (a line a step), checkpoint.safetensors (all that --resume needs), and PEFT's
@@ -23,6 +23,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ from model import (POOLINGS, Embedder, Linear, UserError, at_least_float32, copy
                    load_adapter, open_safetensors, read_json, replace_file)
 
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "4090": 165, "V100": 112}
-FREE_FLAGS = ("resume", "overwrite", "checkpoint_every", "eval_every", "eval_data", "peak_tflops")
+FREE_FLAGS = ("timeout", "resume", "overwrite", "checkpoint_every", "eval_every", "eval_data", "peak_tflops")
 
 
 def options(argv=None) -> argparse.Namespace:
@@ -44,12 +45,12 @@ def options(argv=None) -> argparse.Namespace:
     # what goes in, what comes out
     add("--base", required=True, help="folder of the base model (Hugging Face layout)")
     add("--data", required=True, action="append", metavar="FILE[:SHARE]",
-        help="examples as JSON lines; of a file with a share, that part is drawn anew each epoch; repeatable")
+        help="examples as JSON lines; of a file with a share, that part, drawn anew each epoch; repeatable")
     add("--out", required=True, type=Path, help="folder of the run")
     add("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
     add("--overwrite", action="store_true",
         help="start anew where --out holds a run; with --resume, only if other flags or data made that run")
-    add("--skip-bad-lines", action="store_true", help="count unusable lines instead of stopping at the first")
+    add("--skip-bad-lines", action="store_true", help="count unusable lines, do not stop at the first")
     # the recipe: section 4.2 and appendix A
     add("--batch-size", type=int, default=2048, help="queries a step, over all GPUs")
     add("--negatives", type=int, default=1, help="hard negatives a query (at most; drawn anew each visit)")
@@ -64,12 +65,14 @@ def options(argv=None) -> argparse.Namespace:
     add("--lora-rank", type=int, default=16)
     add("--lora-alpha", type=float, default=32)
     add("--lora-dropout", type=float, default=0.1)
-    add("--init-adapter", type=Path, help="start from this adapter (its rank, alpha and dropout) instead of zero")
+    add("--init-adapter", type=Path, help="start from this adapter, with its rank, alpha and dropout")
     add("--seed", type=int, default=0)
     # what the paper ablates or leaves open
     add("--pooling", choices=POOLINGS, default="last")
     add("--instruction", choices=("task", "none", "prefix"), default="task",
         help="before a query: its task, nothing, or the prefix of its task type (Table 5)")
+    add("--both-sides", action="store_true",
+        help="documents of sts and bitext get the instruction too, as in MTEB; the paper leaves them bare")
     add("--prompt", default="", help="instruction of examples that bring none")
     add("--batches", choices=("mixed", "homogeneous"), default="mixed",
         help="homogeneous: one task type (or file) a batch, left-overs mixed")
@@ -78,25 +81,26 @@ def options(argv=None) -> argparse.Namespace:
     add("--matryoshka", type=int, nargs="*", default=[], metavar="DIM",
         help="average the loss over these cuts of the vector too")
     # the machine
-    add("--tokens-per-chunk", type=int, default=16384, help="padded tokens with a graph in memory: lower it if "
-        "memory runs out; it changes neither the batch nor its negatives")
-    add("--keep-tokens", type=int, help="padded tokens whose graph the first pass keeps, so that they are embedded "
-        "once (default: one chunk's)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the base (default: as the device likes)")
+    add("--tokens-per-chunk", type=int, default=16384,
+        help="padded tokens with a graph in memory: lower it if memory runs out; it changes no negatives")
+    add("--keep-tokens", type=int,
+        help="padded tokens whose graph pass one keeps, to embed them once (default: one chunk's)")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the device's best")
     add("--device", help="cuda, cpu, cuda:1 (default: CUDA where there is one)")
-    add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile per block (default: on CUDA)")
-    add("--activation-checkpointing", action="store_true", help="less memory, a forward more: lower "
-        "--tokens-per-chunk first")
+    add("--compile", action=argparse.BooleanOptionalAction, help="each block (default: on CUDA)")
+    add("--activation-checkpointing", action="store_true",
+        help="less memory for a forward more: lower --tokens-per-chunk first")
+    add("--timeout", type=float, default=30, metavar="MINUTES", help="for a rank that no longer answers")
     add("--checkpoint-every", type=int, default=50, metavar="STEPS")
     add("--eval-data", type=Path, help="held-out examples, scored every --eval-every steps")
     add("--eval-every", type=int, default=50, metavar="STEPS")
-    add("--peak-tflops", type=float, help="the GPU's dense peak for this dtype, for MFU (default: by its name)")
+    add("--peak-tflops", type=float, help="the GPU's dense peak, for MFU (default: by its name)")
     args = parser.parse_args(argv)
-    positive = ("batch_size", "temperature", "epochs", "lora_rank", "tokens_per_chunk", "checkpoint_every",
-                "eval_every", "lr", "max_steps")
-    for name in positive:
-        if (getattr(args, name) or 1) <= 0 or getattr(args, name) == 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be above 0")
+    for name in ("batch_size", "temperature", "epochs", "max_steps", "lr", "lora_rank", "tokens_per_chunk",
+                 "checkpoint_every", "eval_every"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be above 0")
     if not 0 <= args.lora_dropout < 1:
         raise UserError(f"--lora-dropout {args.lora_dropout}: must be at least 0 and below 1")
     return args
@@ -108,73 +112,76 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def check_example(raw: bytes, default_prompt: str) -> dict:
-    """One line of a data file -> {"prompt", "query", "pos", "neg", "type"}; ValueError says what is wrong."""
+def read_example(raw: bytes, default_prompt: str) -> dict:
+    """A line of a data file -> {"prompt", "query", "pos", "neg", "type"}; ValueError says what is wrong."""
     record = json.loads(raw)
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
-    prompt = record.get("prompt")
-    example = {"prompt": default_prompt if prompt is None else prompt, "query": record.get("query"),
-               "pos": record.get("pos"), "neg": record.get("neg") or [], "type": record.get("type")}
+    example = {key: record.get(key) for key in ("prompt", "query", "pos", "neg", "type")}
+    if example["prompt"] is None:
+        example["prompt"] = default_prompt
+    if example["neg"] is None:
+        example["neg"] = []
     for key in ("prompt", "query"):
         if not isinstance(example[key], str):
             raise ValueError(f'"{key}" must be a string')
     for key in ("pos", "neg"):
-        if not isinstance(example[key], list) or not all(isinstance(t, str) for t in example[key]):
+        if not isinstance(example[key], list) or not all(isinstance(text, str) for text in example[key]):
             raise ValueError(f'"{key}" must be a list of strings')
-    if not example["query"].strip() or not any(t.strip() for t in example["pos"]):
+        example[key] = [text for text in example[key] if text.strip()]
+    if not example["query"].strip() or not example["pos"]:
         raise ValueError('"query" and "pos" must hold text')
     return example
 
 
+def split_share(spec: str) -> tuple[Path, float]:
+    """FILE or FILE:SHARE -> (path, share)."""
+    name, _, share = spec.rpartition(":")
+    if not name or Path(spec).exists():
+        name, share = spec, "1"
+    try:
+        if not 0 < float(share) <= 1:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--data {spec}: write FILE or FILE:SHARE, a share above 0 and up to 1") from None
+    if not Path(name).is_file():
+        raise UserError(f"{name}: no such file (`make data` writes data/synthetic.jsonl)")
+    return Path(name), float(share)
+
+
 class Examples:
-    """Examples in JSON-lines files of any size: one pass notes where each line starts, a line is read when its
-    turn comes. Kept in memory: 8 bytes for the place, 8 for (instruction, query), 8 for each positive's text."""
+    """Examples in JSON-lines files of any size: one pass notes where each line starts, a line is read when
+    its turn comes. In memory stay its place, a hash of (instruction, query), and one of each positive."""
 
     def __init__(self, specs: list[str], default_prompt="", skip_bad_lines=False):
-        self.default_prompt, self.paths, self.shares, self.skipped = default_prompt, [], [], 0
-        files, offsets, groups, keys, positives, owners = [], [], [], [], [], []
+        self.default_prompt, self.skipped = default_prompt, 0
+        self.paths, self.shares = zip(*map(split_share, specs))
         self.group_names: dict[str, int] = {}
+        places, keys, owners, positives = [], [], [], []
         digest = hashlib.blake2b(digest_size=16)
-        for spec in specs:
-            name, _, share = spec.rpartition(":")
-            path, share = (Path(name), share) if name and not Path(spec).exists() else (Path(spec), "1")
-            try:
-                share = float(share)
-                if not 0 < share <= 1:
-                    raise ValueError
-            except ValueError:
-                raise UserError(f"--data {spec}: no such file, or not FILE:SHARE with a share above 0 and up to 1"
-                                ) from None
-            if not path.is_file():
-                raise UserError(f"{path}: no such file (`make data` writes data/synthetic.jsonl)")
+        for file, path in enumerate(self.paths):
+            offset = 0
             with open(path, "rb") as lines:
-                offset = 0
                 for number, line in enumerate(lines, 1):
                     digest.update(line)
                     try:
-                        if line.strip():
-                            example = check_example(line, default_prompt)
-                            group = example["type"] or path.name
-                            files.append(len(self.paths))
-                            offsets.append(offset)
-                            groups.append(self.group_names.setdefault(group, len(self.group_names)))
-                            keys.append(text_hash(example["prompt"] + "\0" + example["query"]))
-                            positives += [text_hash(text) for text in example["pos"]]
-                            owners += [keys[-1]] * len(example["pos"])
+                        example = read_example(line, default_prompt) if line.strip() else None
                     except ValueError as error:
                         if not skip_bad_lines:
-                            raise UserError(f"{path}:{number}: {error} (--skip-bad-lines goes on without it)") from None
-                        self.skipped += 1
+                            raise UserError(f"{path}:{number}: {error} (or --skip-bad-lines)") from None
+                        self.skipped, example = self.skipped + 1, None
+                    if example:
+                        group = example["type"] or path.name
+                        places.append((file, offset, self.group_names.setdefault(group, len(self.group_names))))
+                        keys.append(text_hash(example["prompt"] + "\0" + example["query"]))
+                        owners += [keys[-1]] * len(example["pos"])
+                        positives += [text_hash(text) for text in example["pos"]]
                     offset += len(line)
-            self.paths.append(path)
-            self.shares.append(share)
-        if not offsets:
+        if not places:
             raise UserError(f"{', '.join(map(str, self.paths))}: no examples")
-        self.files, self.offsets = np.array(files, np.int32), np.array(offsets, np.int64)
-        self.groups, self.keys = np.array(groups, np.int32), np.array(keys, np.int64)
-        # the positives of each (instruction, query), over all records: sorted by owner, for searchsorted
-        order = np.argsort(np.array(owners, np.int64), kind="stable")
+        self.files, self.offsets, self.groups = np.array(places, np.int64).T
+        self.keys = np.array(keys, np.int64)
+        order = np.argsort(np.array(owners, np.int64), kind="stable")          # sorted, for searchsorted
         self.owners, self.positives = np.array(owners, np.int64)[order], np.array(positives, np.int64)[order]
         self.fingerprint = digest.hexdigest()
         self.handles = [open(path, "rb") for path in self.paths]
@@ -185,18 +192,15 @@ class Examples:
     def __getitem__(self, i: int) -> dict:
         handle = self.handles[self.files[i]]
         handle.seek(self.offsets[i])
-        return check_example(handle.readline(), self.default_prompt)
+        return read_example(handle.readline(), self.default_prompt)
 
     def known_positives(self, i: int) -> np.ndarray:
         """Hashes of every text that some record calls a positive of example i's instruction and query."""
-        first, last = np.searchsorted(self.owners, self.keys[i], "left"), np.searchsorted(self.owners, self.keys[i], "right")
+        first, last = (np.searchsorted(self.owners, self.keys[i], side) for side in ("left", "right"))
         return self.positives[first:last]
 
-    def name(self, i: int) -> str:
-        return f"{self.paths[self.files[i]]}@{self.offsets[i]}"
 
-
-def plan_epoch(examples: Examples, batch_size: int, homogeneous: bool, seed: int, epoch: int) -> list[np.ndarray]:
+def plan_epoch(examples: Examples, batch_size: int, homogeneous: bool, seed: int, epoch: int) -> list:
     """The batches of one epoch, each an array of example numbers: a pure function of the arguments."""
     rng = np.random.default_rng((seed, epoch))
     chosen = []
@@ -219,7 +223,7 @@ def plan_epoch(examples: Examples, batch_size: int, homogeneous: bool, seed: int
 
 @dataclass
 class Batch:
-    """One step's texts. All of them are the queries [Q], then the documents [D]: positives, then negatives."""
+    """One step's texts: the queries [Q], then the documents [D], positives first, then negatives."""
     numbers: np.ndarray         # [Q] which examples
     rows: list[list[int]]       # token ids of the texts that this rank embeds
     place: torch.Tensor         # [n] where these stand among all Q + D
@@ -232,9 +236,8 @@ def with_instruction(example: dict, style: str) -> tuple[str, str]:
     """(instruction, query) as section 3.2 has it, or as an ablation of Table 5 does."""
     if style == "task":
         return example["prompt"], example["query"]
-    symmetric = example["type"] in ("sts", "bitext")
-    prefix = "" if style == "none" or symmetric else "classify: " if example["type"] == "long-short" else "query: "
-    return "", prefix + example["query"]
+    prefix = {"long-short": "classify: ", "sts": "", "bitext": ""}.get(example["type"], "query: ")
+    return "", (prefix if style == "prefix" else "") + example["query"]
 
 
 def prepare(examples: Examples, numbers: np.ndarray, tokenize, args, step: int, rank=0, world=1) -> Batch:
@@ -244,22 +247,23 @@ def prepare(examples: Examples, numbers: np.ndarray, tokenize, args, step: int, 
     """
     rng = np.random.default_rng((args.seed, step, 1))
     read = [examples[i] for i in numbers]
-    prompts, queries = zip(*(with_instruction(example, args.instruction) for example in read))
-    positives = [rng.choice([text for text in e["pos"] if text.strip()]) for e in read]
-    negatives = [text for e in read for text in rng.permutation([t for t in e["neg"] if t.strip()])[:args.negatives]]
-    documents = [str(text) for text in positives + negatives]
-    hashes = np.array([text_hash(text) for text in documents])
-    valid = np.ones((len(read), len(documents)), bool)
+    texts = [with_instruction(example, args.instruction) for example in read]
+    positives = [(e, rng.choice(e["pos"])) for e in read]
+    negatives = [(e, text) for e in read for text in rng.permutation(e["neg"])[:args.negatives]]
+    for e, text in positives + negatives:
+        both = args.both_sides and e["type"] in ("sts", "bitext")
+        texts.append((e["prompt"] if both else "", str(text)))
+    hashes = np.array([text_hash(text) for _, text in texts[len(read):]])
+    valid = np.ones((len(read), len(hashes)), bool)
     if not args.no_mask:
         known = [examples.known_positives(i) for i in numbers]
         owner = np.repeat(np.arange(len(read)), [len(k) for k in known])
         match, column = np.nonzero(np.concatenate(known)[:, None] == hashes)
         valid[owner[match], column] = False
-        valid[np.arange(len(read)), np.arange(len(read))] = True              # the target itself always counts
-    texts, prompts = [*queries, *documents], [*prompts, *[""] * len(documents)]
-    by_length = np.argsort([len(p) + len(t) for p, t in zip(prompts, texts)], kind="stable")
-    place = by_length[rank::world]                                             # every rank gets like lengths
-    rows = tokenize([texts[i] for i in place], [prompts[i] for i in place])
+        np.fill_diagonal(valid, True)                     # the target itself always counts
+    by_length = np.argsort([len(prompt) + len(text) for prompt, text in texts], kind="stable")
+    place = by_length[rank::world]                        # every rank gets like lengths
+    rows = tokenize([texts[i][1] for i in place], [texts[i][0] for i in place])
     return Batch(numbers, rows, torch.from_numpy(place), len(read), len(texts), torch.from_numpy(valid))
 
 
@@ -286,7 +290,7 @@ def info_nce(queries, documents, targets, temperature: float, valid=None, margin
 
 
 def matryoshka(loss, queries, documents, dims: list[int]):
-    """The mean of a loss of (queries, documents) over the full vectors and their first d values, d in dims."""
+    """The mean of loss(queries, documents) over the full vectors and their first d values, d in dims."""
     cuts = [loss(queries, documents)]
     cuts += [loss(F.normalize(queries[:, :d], dim=-1), F.normalize(documents[:, :d], dim=-1)) for d in dims]
     return torch.stack(cuts).mean()
@@ -308,18 +312,18 @@ def spread(vectors):
 # -------------------------------------------------------------------------------- one step of training
 
 def seed_chunk(*key: int) -> None:
-    """Make LoRA's dropout a function of (seed, step, rank, chunk), so that pass two draws pass one's masks."""
+    """Make LoRA's dropout a function of (seed, step, rank, chunk): pass two draws the masks of pass one."""
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
-def cached_gradients(embed, batch: Batch, loss, tokens_per_chunk: int, keep_tokens: int, key=(0,), scale=1.0):
+def cached_gradients(embed, batch: Batch, loss, tokens_per_chunk: int, keep_tokens=0, key=(0,), scale=1.0):
     """Add to .grad the gradient of loss(vectors [Q + D, d]), with one chunk's graph in memory at a time.
 
     embed: token ids of a chunk -> vectors [n, d]; called in train mode, its dropout seeded by (*key, chunk).
     Chunks within keep_tokens keep the graph of the first pass and are not embedded again. With several ranks
     the vectors are gathered, every rank computes the whole loss, and `.grad` holds this rank's share.
-    Returns the loss, all vectors, padded tokens embedded in all, and max |pass one - pass two|, which is 0
-    when dropout replays as it should.
+    Returns the loss, all vectors, the padded tokens of pass one and of pass two, and
+    max |pass one - pass two|, which is 0 when dropout replays as it should.
     """
     lengths = [len(row) for row in batch.rows]
     chunks = length_chunks(lengths, tokens_per_chunk)
@@ -368,24 +372,22 @@ def learning_rate(step: int, steps: int, args) -> float:
     return args.lr * (steps - step) / max(1, steps - args.warmup_steps)
 
 
+@torch.no_grad()
 def held_out(embedder: Embedder, examples: Examples, args) -> tuple[float, float]:
-    """Mean loss and in-batch accuracy over the held-out batches, without dropout or gradient."""
+    """Mean loss and in-batch accuracy over the held-out batches, without dropout."""
     embedder.decoder.eval()
-    totals = np.zeros(3)
-    for number, numbers in enumerate(plan_epoch(examples, args.batch_size, False, 0, 0)):
-        batch = prepare(examples, numbers, embedder.tokenize, args, number)
-        vectors = None
+    totals = np.zeros(2)
+    for numbers in plan_epoch(examples, args.batch_size, False, 0, 0):
+        batch = prepare(examples, numbers, embedder.tokenize, args, 0)
+        vectors = torch.empty(batch.texts, embedder.decoder.config.hidden_size, device=embedder.device)
         for chunk in length_chunks([len(row) for row in batch.rows], args.tokens_per_chunk):
-            with torch.inference_mode():
-                v = embedder.embed([batch.rows[i] for i in chunk])
-                vectors = torch.zeros(batch.texts, v.shape[1], dtype=v.dtype, device=v.device) if vectors is None else vectors
-                vectors[batch.place[chunk]] = v
-        q, d, targets = vectors[:batch.queries], vectors[batch.queries:], torch.arange(batch.queries, device=v.device)
-        valid = batch.valid.to(v.device)
-        loss, accuracy = info_nce(q, d, targets, args.temperature, valid), in_batch_accuracy(q, d, targets, valid)
-        totals += np.array([float(loss), float(accuracy), 1]) * batch.queries
+            vectors[batch.place[chunk]] = embedder.embed([batch.rows[i] for i in chunk]).float()
+        q, d = vectors[:batch.queries], vectors[batch.queries:]
+        targets, valid = torch.arange(batch.queries, device=q.device), batch.valid.to(q.device)
+        scores = info_nce(q, d, targets, args.temperature, valid), in_batch_accuracy(q, d, targets, valid)
+        totals += np.array([float(score) for score in scores]) * batch.queries
     embedder.decoder.train()
-    return totals[0] / totals[2], totals[1] / totals[2]
+    return tuple(totals / len(examples))
 
 
 # ------------------------------------------------------------------------------------- the run's folder
@@ -399,7 +401,8 @@ def save_checkpoint(out: Path, embedder: Embedder, optimizer, scaler, step: int)
             tensors[f"{name}/{key}"] = value
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     state = {"step": step, "scaler": scaler.state_dict()}
-    replace_file(out / "checkpoint.safetensors", lambda path: save_file(tensors, path, {"state": json.dumps(state)}))
+    replace_file(out / "checkpoint.safetensors",
+                 lambda path: save_file(tensors, path, {"state": json.dumps(state)}))
     embedder.save_adapter(out)
 
 
@@ -451,29 +454,56 @@ def cut_log(path: Path, step: int) -> None:
 
 # ---------------------------------------------------------------------------------------------- the run
 
-def train(args) -> None:
+def start_ranks(args) -> tuple[int, int]:
+    """(rank, number of ranks); with torchrun, one GPU a rank, or gloo on CPUs."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
-        local = int(os.environ.get("LOCAL_RANK", 0))
         on_gpu = torch.cuda.is_available() and args.device != "cpu"
         if on_gpu:
-            torch.cuda.set_device(local)
-            args.device = f"cuda:{local}"
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(args.device)
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=args.timeout))
+    return rank, world
 
-    def say(*words):
-        if rank == 0:
-            print(*words, flush=True)
 
+def dry_step(embedder: Embedder, args) -> None:
+    """One chunk of the worst shape, forward and backward, so that memory runs out now or never."""
+    rows = [[0] * args.max_length] * max(1, args.tokens_per_chunk // args.max_length)
+    embedder.embed(rows).sum().backward()
+
+
+def bad_batch(out: Path, line: dict, batch: Batch, examples: Examples) -> UserError:
+    """List the batch of a step whose loss or gradient is not finite."""
+    places = [f"{examples.paths[examples.files[i]]} byte {examples.offsets[i]}" for i in batch.numbers]
+    file = out / "bad_batch.json"
+    file.write_text(json.dumps({**line, "examples": places}, indent=1))
+    return UserError(f"step {line['step']}: loss {line['loss']}, gradient norm {line['grad_norm']}: stopped; "
+                     f"the last good checkpoint stands; the batch ({places[0]}, ...) is listed in {file}")
+
+
+def show(line: dict, steps: int) -> None:
+    left = (steps - line["step"]) * line["seconds"]
+    mfu = f"  mfu {line['mfu']:.0%}" if "mfu" in line else ""
+    held = f"  held-out {line['eval_loss']:.3f}/{line['eval_accuracy']:.2f}" if "eval_loss" in line else ""
+    print(f"step {line['step']}/{steps}  loss {line['loss']:.4f} (chance {line['chance_loss']:.2f})  "
+          f"acc {line['accuracy']:.3f}  spread {line['spread']:.3f}  lr {line['lr']:.1e}  "
+          f"grad {line['grad_norm']:.2f}  {line['tokens_per_second']:,.0f} tok/s  pad {line['padding']:.1%}"
+          f"{mfu}{held}  left {int(left) // 60}m{int(left) % 60:02d}s", flush=True)
+
+
+def train(args) -> int:
+    """The whole run; returns the exit code: 0, or 128 + the signal that stopped it after a checkpoint."""
+    rank, world = start_ranks(args)
     examples = Examples(args.data, args.prompt, args.skip_bad_lines)
     held = Examples([str(args.eval_data)], args.prompt, args.skip_bad_lines) if args.eval_data else None
-    plan = [batch for epoch in range(args.epochs)
-            for batch in plan_epoch(examples, args.batch_size, args.batches == "homogeneous", args.seed, epoch)]
+    plan = [numbers for epoch in range(args.epochs) for numbers in
+            plan_epoch(examples, args.batch_size, args.batches == "homogeneous", args.seed, epoch)]
     steps = min(len(plan), args.max_steps or len(plan))
 
     embedder = Embedder.load(args.base, device=args.device, dtype=args.dtype, max_length=args.max_length,
                              pooling=args.pooling)
     decoder, device = embedder.decoder, embedder.device
+    dtype = decoder.norm.weight.dtype
     if args.init_adapter:
         load_adapter(decoder, args.init_adapter)
     else:
@@ -483,77 +513,71 @@ def train(args) -> None:
         for block in decoder.layers:
             block.compile(dynamic=True)
     parameters = list(decoder.lora_parameters().values())
-    linears = [m for m in decoder.modules() if isinstance(m, Linear)]
+    linears = [module for module in decoder.modules() if isinstance(module, Linear)]
+    weights = sum(linear.weight.numel() for linear in linears)
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=next(decoder.parameters()).dtype == torch.float16)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
-    config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "device"}
-    config |= {"data_fingerprint": examples.fingerprint, "world_size": world, "steps": steps}
-    resuming = False
+    resuming = [False]
     if rank == 0:
-        resuming = open_run(args, config)
+        config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "device"}
+        resuming = [open_run(args, config | {"data_fingerprint": examples.fingerprint, "world_size": world})]
     if world > 1:
-        answer = [resuming]
-        dist.broadcast_object_list(answer)
-        resuming = answer[0]
-    step = load_checkpoint(args.out, embedder, optimizer, scaler) if resuming else 0
+        dist.broadcast_object_list(resuming)
+    step = load_checkpoint(args.out, embedder, optimizer, scaler) if resuming[0] else 0
+    keep_tokens = args.tokens_per_chunk if args.keep_tokens is None else args.keep_tokens
+    peak = args.peak_tflops
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        peak = peak or next((tflops for gpu, tflops in PEAK_TFLOPS.items() if gpu in name), None)
     if rank == 0:
         cut_log(args.out / "log.jsonl", step)
-
-    base_weights = sum(m.weight.numel() for m in linears)
-    say(f"base       {args.base}: {len(decoder.layers)} layers, {base_weights:,} weights in matrix products, "
-        f"{str(next(decoder.parameters()).dtype)[6:]} on {device}{f' x {world}' if world > 1 else ''}")
-    say(f"adapter    {sum(p.numel() for p in parameters):,} trainable parameters in {len(parameters) // 2} projections")
-    say(f"data       {len(examples):,} examples, {len(examples.group_names)} groups, {examples.skipped} lines skipped")
-    say(f"steps      {steps} of {args.batch_size} queries (from {step}), "
-        f"{args.tokens_per_chunk:,} tokens a chunk, at most {args.max_length} a text")
-    keep_tokens = args.tokens_per_chunk if args.keep_tokens is None else args.keep_tokens
-    decoder.train()
-    if device.type == "cuda":
-        dry_step(embedder, args, parameters)
-    peak = args.peak_tflops or next((v for k, v in PEAK_TFLOPS.items() if device.type == "cuda"
-                                     and k in torch.cuda.get_device_name(device)), None)
+        log = open(args.out / "log.jsonl", "a")
+        print(f"base     {args.base}: {len(decoder.layers)} layers, {weights:,} weights in matrix products, "
+              f"{str(dtype)[6:]} on {world} x {device.type}\n"
+              f"adapter  {sum(p.numel() for p in parameters):,} parameters on {len(linears)} projections\n"
+              f"data     {len(examples):,} examples of {len(examples.group_names)} groups, "
+              f"{examples.skipped:,} lines skipped\n"
+              f"steps    {steps:,} of {args.batch_size:,} queries, from {step:,}; "
+              f"{args.tokens_per_chunk:,} tokens a chunk, at most {args.max_length} a text", flush=True)
 
     stop = []                                             # SIGTERM, SIGINT: finish the step, save, leave
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, frame: stop.append(n) if not stop else sys.exit(128 + n))
-    log = open(args.out / "log.jsonl", "a") if rank == 0 else None
-    with ThreadPoolExecutor(1) as reader:                 # the next batch is read and tokenised meanwhile
+    decoder.train()
+    if device.type == "cuda":
+        dry_step(embedder, args)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)      # a rank without rows still joins the sum
 
-        def ahead(s):
-            if s < steps:
-                return reader.submit(prepare, examples, plan[s], embedder.tokenize, args, s, rank, world)
+    def ahead(step):                                      # the next batch is read and tokenised meanwhile
+        if step < steps:
+            return reader.submit(prepare, examples, plan[step], embedder.tokenize, args, step, rank, world)
 
+    with ThreadPoolExecutor(1) as reader:
         coming = ahead(step)
         while step < steps and not stop:
             started = time.perf_counter()
-            batch = coming.result()
-            coming = ahead(step + 1)
+            batch, coming = coming.result(), ahead(step + 1)
             targets, valid = torch.arange(batch.queries, device=device), batch.valid.to(device)
 
-            def loss(vectors):
-                return matryoshka(
-                    lambda q, d: info_nce(q, d, targets, args.temperature, valid, args.mask_margin),
-                    vectors[:batch.queries], vectors[batch.queries:], args.matryoshka)
+            def contrast(q, d):
+                return info_nce(q, d, targets, args.temperature, valid, args.mask_margin)
 
-            lr = learning_rate(step, steps, args)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            def loss(vectors):
+                return matryoshka(contrast, vectors[:batch.queries], vectors[batch.queries:], args.matryoshka)
+
             optimizer.zero_grad(set_to_none=False)
-            for p in parameters:                          # a rank without rows still joins the sum
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            optimizer.param_groups[0]["lr"] = lr = learning_rate(step, steps, args)
+            scale = scaler.scale(torch.ones((), device=device)) if scaler.is_enabled() else 1.0
+            key = (args.seed, step, rank)
             value, vectors, (once, twice), drift = cached_gradients(
-                embedder.embed, batch, loss, args.tokens_per_chunk, keep_tokens, (args.seed, step, rank),
-                scaler.get_scale() if scaler.is_enabled() else 1.0)
+                embedder.embed, batch, loss, args.tokens_per_chunk, keep_tokens, key, scale)
             real = sum(len(row) for row in batch.rows)
-            counts = torch.tensor([real, once, twice, len(stop)], dtype=torch.float64)
+            counts = torch.tensor([real, once, twice, len(stop)], dtype=torch.float32, device=device)
             if world > 1:
-                sum_over_ranks([p.grad for p in parameters])
-                counts = counts.to(device)
-                dist.all_reduce(counts)
-            if scaler.is_enabled():
-                scaler.scale(value)                       # makes the scaler ready; the scale is in .grad already
-                scaler.unscale_(optimizer)
+                sum_over_ranks([*(p.grad for p in parameters), counts])
+            scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm or torch.inf)
             scaler.step(optimizer)
             scaler.update()
@@ -561,75 +585,59 @@ def train(args) -> None:
 
             q, d = vectors[:batch.queries], vectors[batch.queries:]
             figures = torch.stack([value, in_batch_accuracy(q, d, targets, valid), spread(vectors),
-                                   valid.sum(1).log().mean(), norm, drift]).tolist()       # the step's only wait
-            real, once, twice, stopping = counts.tolist()
+                                   valid.sum(1).log().mean(), norm, drift])
+            figures = torch.cat([figures.float(), counts]).tolist()            # the step's only wait
+            names = ("loss", "accuracy", "spread", "chance_loss", "grad_norm", "replay_difference")
+            real, once, twice, stopping = figures[6:]
             seconds = time.perf_counter() - started
-            line = dict(zip(("loss", "accuracy", "spread", "chance_loss", "grad_norm", "replay_difference"), figures))
-            line = {"step": step, **line, "lr": lr, "tokens": int(real), "tokens_per_second": real / seconds,
-                    "padding": 1 - real / once, "seconds": seconds}
-            if peak:                                      # forward 2N, backward 2N (the base has no weight gradient)
-                line["mfu"] = 2 * base_weights * (2 * once + twice) / seconds / (peak * 1e12 * world)
-                line["mfu_useful"] = 4 * base_weights * real / seconds / (peak * 1e12 * world)
-            finite = math.isfinite(line["loss"]) and (scaler.is_enabled() or math.isfinite(line["grad_norm"]))
-            if not finite:
-                raise bad_batch(args.out, step, line, batch, examples, rank)
+            line = {"step": step, **dict(zip(names, figures)), "lr": lr, "seconds": seconds,
+                    "tokens": int(real), "tokens_per_second": real / seconds, "padding": 1 - real / once}
+            if peak:            # a forward is 2N a token, a backward 2N: the base has no weight gradient
+                line["mfu"] = 2 * weights * (2 * once + twice) / seconds / (peak * 1e12 * world)
+                line["mfu_useful"] = 4 * weights * real / seconds / (peak * 1e12 * world)
+            watched = [line["loss"]] if scaler.is_enabled() else [line["loss"], line["grad_norm"]]
+            if not all(map(math.isfinite, watched)):      # float16 overflows now and then; its scaler copes
+                raise bad_batch(args.out, line, batch, examples)
+            if stopping and not stop:
+                stop.append(signal.SIGTERM)               # another rank was told to
             if held and step % args.eval_every == 0:
                 line["eval_loss"], line["eval_accuracy"] = held_out(embedder, held, args)
             if rank == 0:
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 show(line, steps)
-                if step % args.checkpoint_every == 0 or step == steps or stopping:
+                if step % args.checkpoint_every == 0 or step == steps or stop:
                     save_checkpoint(args.out, embedder, optimizer, scaler, step)
-            if stopping and not stop:
-                stop.append(signal.SIGTERM)               # another rank was told to stop
-    if stop and step < steps:
-        say(f"stopped by {signal.Signals(stop[0]).name} after step {step}: checkpoint written, --resume goes on")
-        sys.exit(128 + stop[0])
-    say(f"{args.out}: {steps} steps done, adapter saved")
-
-
-def dry_step(embedder: Embedder, args, parameters) -> None:
-    """One chunk of the worst shape, forward and backward, so that memory runs out now or never."""
-    rows = [[0] * args.max_length] * max(1, args.tokens_per_chunk // args.max_length)
-    embedder.embed(rows).sum().backward()
-    for p in parameters:
-        p.grad = None
-
-
-def bad_batch(out: Path, step: int, line: dict, batch: Batch, examples: Examples, rank: int) -> UserError:
-    names = [examples.name(i) for i in batch.numbers]
+    if step < steps:
+        if rank == 0:
+            print(f"stopped by {signal.Signals(stop[0]).name} after step {step}: --resume goes on from there")
+        return 128 + stop[0]
     if rank == 0:
-        (out / "bad_batch.json").write_text(json.dumps({**line, "examples": names}, indent=1))
-    return UserError(f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}: stopped; the last good "
-                     f"checkpoint stands; the batch ({names[0]}, ...) is listed in {out / 'bad_batch.json'}")
+        print(f"{args.out}: {steps:,} steps done, adapter saved")
+    return 0
 
 
-def show(line: dict, steps: int) -> None:
-    left = (steps - line["step"]) * line["seconds"]
-    mfu = f"  mfu {line['mfu']:.0%}" if "mfu" in line else ""
-    held = f"  held-out {line['eval_loss']:.3f}/{line['eval_accuracy']:.2f}" if "eval_loss" in line else ""
-    print(f"step {line['step']}/{steps}  loss {line['loss']:.4f} (chance {line['chance_loss']:.2f})  "
-          f"acc {line['accuracy']:.3f}  spread {line['spread']:.3f}  lr {line['lr']:.1e}  "
-          f"grad {line['grad_norm']:.2f}  {line['tokens_per_second']:,.0f} tok/s  pad {line['padding']:.1%}{mfu}"
-          f"{held}  left {int(left) // 60}m{int(left) % 60:02d}s", flush=True)
-
-
-def main(argv=None) -> None:
+def main(argv=None) -> int:
     try:
         args = options(argv)
-        try:
-            train(args)
-        except torch.OutOfMemoryError:
-            raise UserError(f"out of GPU memory: lower --tokens-per-chunk (now {args.tokens_per_chunk}) or "
-                            f"--keep-tokens; the batch and its negatives stay the same") from None
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    finally:
+        code = train(args)
         if dist.is_initialized():
+            dist.barrier()                                # leave together, or a late rank sees a lost one
             dist.destroy_process_group()
+        return code
+    except UserError as error:
+        message = str(error)
+    except torch.OutOfMemoryError:
+        message = (f"out of GPU memory: lower --tokens-per-chunk (now {args.tokens_per_chunk}) or "
+                   f"--keep-tokens; the batch and its negatives stay the same")
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        message = (f"rank {os.environ['RANK']} lost another rank ({str(error).splitlines()[0]}): "
+                   f"the last checkpoint stands, --resume goes on from it")
+    print(f"train.py: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
