@@ -1,4 +1,4 @@
-"""evaluate.py: a model -> its scores on MTEB's seven kinds of task and bitext mining (arXiv 2401.00368, 4.2).
+"""evaluate.py: a model -> its scores on MTEB's seven kinds of task and bitext mining (arXiv 2401.00368).
 
     python evaluate.py models/smollm2-135m-l10 runs/demo --names base trained --tasks data/mini \\
         --out results/demo.json
@@ -6,7 +6,7 @@
 
 A task is a folder: task.json (name, kind, metric, prompt, split) and JSON lines, laid out by kind:
 
-    retrieval            corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/SPLIT.tsv, as in BEIR
+    retrieval            corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/SPLIT.tsv
     reranking            query (or a list of them: the best counts), positive [..], negative [..]
     sts                  sentence1, sentence2, score
     pair-classification  sentence1, sentence2, label (1: same)
@@ -40,9 +40,9 @@ import metrics
 from model import Embedder, UserError, read_json, replace_file
 
 CATEGORIES = {                        # kind -> MTEB's name for it, in the order of the paper's Table 1
-    "classification": "Classification", "clustering": "Clustering", "pair-classification": "PairClassification",
-    "reranking": "Reranking", "retrieval": "Retrieval", "sts": "STS", "summarization": "Summarization",
-    "bitext": "BitextMining",
+    "classification": "Classification", "clustering": "Clustering",
+    "pair-classification": "PairClassification", "reranking": "Reranking", "retrieval": "Retrieval",
+    "sts": "STS", "summarization": "Summarization", "bitext": "BitextMining",
 }
 BLOCK = 256                           # texts: the unit of progress, of the cache and of sharing among ranks
 TOP_K = 1000                          # documents kept for each query, as in mteb
@@ -50,27 +50,28 @@ NUMBER, LABEL = (int, float), (int, str)
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("models", nargs="+", help="run folders or Hugging Face folders")
     add("--names", nargs="+", help="what to call them (default: the folders' names)")
     add("--tasks", nargs="+", default=["data/mini"], help="task folders, or folders that hold some")
-    add("--benchmark", help="a list in prompts/tasks.json, such as eng-v1: shows published scores and missing tasks")
+    add("--benchmark", help="a list in prompts/tasks.json, as eng-v1: shows published scores, missing tasks")
     add("--out", type=Path, help="write the scores as JSON")
     add("--max-length", type=int, default=512, help="tokens of a text, BOS and EOS included")
     add("--pooling", help="last, mean or weighted-mean (default: as the run was trained)")
     add("--device")
     add("--dtype", choices=("float32", "bfloat16", "float16"))
     add("--batch-tokens", type=int, default=16384, help="tokens of one forward pass, padding included")
-    add("--corpus-chunk", type=int, default=8192, help="documents held at a time; more sort better by length")
+    add("--corpus-chunk", type=int, default=8192, help="documents held at a time")
     add("--instruct", default="released", choices=("released", "queries", "both", "none"),
-        help="texts with the instruction: all but retrieval's documents; nor reranking's, as mteb 2 has it; all; none")
+        help="texts with the instruction: all but retrieval's documents; nor reranking's (mteb 2); all; none")
     add("--normalize", default="released", choices=("released", "always", "never"),
         help="unit vectors: for all kinds but classification; for all; for none")
     add("--dim", type=int, nargs="+", default=[0], help="keep the first so many values of a vector (0: all)")
     add("--quantize", nargs="+", default=["none"], choices=("none", "int8", "binary"),
-        help="how documents are stored (queries of retrieval and reranking stay whole); several values here or in "
-             "--dim: each model is scored in every combination")
+        help="how documents are stored; queries of retrieval and reranking stay whole. Several values here "
+             "or in --dim: each model is scored in every combination")
     add("--cache", type=Path, help="keep vectors in this folder; a rerun goes on where the last one stopped")
     args = parser.parse_args(argv)
     args.names = args.names or [Path(model).name for model in args.models]
@@ -82,7 +83,7 @@ def parse_arguments(argv):
 # -------------------------------------------------------------------------------------- reading tasks
 
 def find_tasks(folders: list[str]) -> list[dict]:
-    """The task.json of every task folder in or below `folders`, with its `folder` added, by category and name."""
+    """The task.json of every task folder in or below `folders`, its `folder` added, by category and name."""
     tasks = {}
     for folder in folders:
         found = sorted(Path(folder).rglob("task.json"))
@@ -142,7 +143,7 @@ def read_test(task: dict, **kinds) -> list[dict]:
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """BEIR's judgements: query id -> {document id: grade}, from `query-id corpus-id score`, tab-separated."""
+    """BEIR's judgements: query id -> {document id: grade}; query-id, corpus-id, score between tabs."""
     qrels = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -189,10 +190,11 @@ class Encoder:
         probe = embedder.encode(sample, normalize=False)
         rate = len(text.encode()) / (time.time() - start) * self.world
         size = sum(path.stat().st_size for path in files)
-        say(f"  {len(tasks)} tasks, {size / 1e6:.1f} MB of text, at most about {size / rate / 60:.1f} minutes")
+        say(f"  {len(tasks)} tasks, {size / 1e6:.1f} MB, at most about {size / rate / 60:.1f} minutes")
         # What names a model in the cache is what it does: its vectors of a sample, bit for bit.
-        self.size, described = probe.shape[1], f"{args.max_length} {args.pooling} {args.dtype} {text}".encode()
-        self.identity = hashlib.sha256(described + probe.numpy().tobytes()).hexdigest()
+        settings = f"{args.max_length} {args.pooling} {args.dtype} {text}".encode()
+        self.identity = hashlib.sha256(settings + probe.numpy().tobytes()).hexdigest()
+        self.size = probe.shape[1]
         if max(args.dim) > self.size:
             raise UserError(f"--dim {max(args.dim)}: this model's vectors hold {self.size} values")
 
@@ -216,8 +218,8 @@ class Encoder:
             matrix[block] = self.block(pairs[block])
             if self.rank == 0 and time.time() - shown > 5:
                 shown = time.time()
-                left = (shown - start) / (done + 1) * (len(blocks) - done - 1)     # longest first: an upper bound
-                print(f"  {self.label}: {sum(len(pairs[b]) for b in blocks[:done + 1])} of {len(pairs)} texts, "
+                left = (shown - start) / (done + 1) * (len(blocks) - done - 1)     # the longest come first
+                print(f"  {self.label}: {done + 1} of {len(blocks)} blocks of {BLOCK} texts, "
                       f"{shown - start:.0f} s, at most {left:.0f} s left", file=sys.stderr, flush=True)
         if share and self.world > 1:
             matrix = matrix.to(self.embedder.device)                 # rows of other ranks are zero here
@@ -236,7 +238,8 @@ class Encoder:
             path = self.args.cache / key[:2] / f"{key}.npy"
             if path.exists():
                 return torch.from_numpy(np.load(path))
-        vectors = self.embedder.encode(texts, prompts, normalize=False, tokens_per_chunk=self.args.batch_tokens)
+        size = self.args.batch_tokens
+        vectors = self.embedder.encode(texts, prompts, normalize=False, tokens_per_chunk=size)
         if self.args.cache:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path.with_suffix(f".{self.rank}.tmp"), "wb") as file:
@@ -253,7 +256,7 @@ def rank_and_world() -> tuple[int, int]:
 # One function a kind: (task, encoder, args) -> {metric: score}.
 
 def prompted(task: dict, row: dict, texts, args, document=False) -> list[tuple[str, str]]:
-    """Put each text beside the prompt that it is embedded with; `document`: the other side than the query."""
+    """Put each text beside the prompt that it is embedded with. document: the side that is searched."""
     bare = {"released": ("retrieval",), "queries": ("retrieval", "reranking"), "both": ()}
     if args.instruct == "none" or (document and task["kind"] in bare[args.instruct]):
         prompt = ""
@@ -299,13 +302,15 @@ def score_classification(task, encoder, args):
     train = list(read_rows(task["folder"] / "train.jsonl", text=str, label=LABEL))
     test = read_test(task, text=str, label=LABEL)
     samples = metrics.sample_per_label([row["label"] for row in train], task.get("samples_per_label", 8))
-    used = sorted(set(sum(samples, [])))                             # only these of the training rows are embedded
+    used = sorted(set(sum(samples, [])))                             # the training rows that are embedded
     place = {row: i for i, row in enumerate(used)}
     x, = embed_columns(task, [train[row] for row in used] + test, encoder, args, "text")
     x, test_x, gold = x[:len(used)].numpy(), x[len(used):].numpy(), [row["label"] for row in test]
-    found = [metrics.logistic_regression(x[[place[row] for row in sample]], [train[row]["label"] for row in sample], test_x)
-             for sample in samples]
-    accuracies = [sum(map(operator.eq, gold, predicted)) / len(gold) for predicted in found]
+    accuracies = []
+    for sample in samples:
+        labels = [train[row]["label"] for row in sample]
+        predicted = metrics.logistic_regression(x[[place[row] for row in sample]], labels, test_x)
+        accuracies.append(sum(map(operator.eq, gold, predicted)) / len(gold))
     return {"accuracy": float(np.mean(accuracies)), "accuracies": accuracies}
 
 
@@ -313,8 +318,9 @@ def score_clustering(task, encoder, args):
     """V-measure of k-means with as many clusters as labels, mean over the sets."""
     found = []
     for row in read_test(task, sentences=[str], labels=[LABEL]):
-        if len(row["sentences"]) != len(row["labels"]):
-            raise UserError(f"{task['folder']}: {len(row['sentences'])} sentences, {len(row['labels'])} labels in a set")
+        sizes = len(row["sentences"]), len(row["labels"])
+        if sizes[0] != sizes[1]:
+            raise UserError(f"{task['folder']}: {sizes[0]} sentences, {sizes[1]} labels")
         if len(set(row["labels"])) < 2:
             found.append(1.0)                                        # by definition, as in mteb
             continue
@@ -325,10 +331,11 @@ def score_clustering(task, encoder, args):
 
 
 def score_summarization(task, encoder, args):
-    """A machine summary's score is its highest cosine to a human one; Spearman to the ratings, mean over texts."""
+    """Spearman of each machine summary's best cosine to a human one and its rating, mean over the texts."""
     rows = read_test(task, human_summaries=[str], machine_summaries=[str], relevance=[NUMBER])
-    if any(len(row["machine_summaries"]) != len(row["relevance"]) or not row["human_summaries"] for row in rows):
-        raise UserError(f"{task['folder']}: a text needs human summaries, and as many ratings as machine summaries")
+    for row in rows:
+        if not row["human_summaries"] or len(row["machine_summaries"]) != len(row["relevance"]):
+            raise UserError(f"{task['folder']}: each text needs human summaries, and a rating for each other")
     sides = [[prompted(task, row, row[side], args) for row in rows]
              for side in ("human_summaries", "machine_summaries")]
     vectors = encoder.embed([pair for side in sides for row in side for pair in row], normalized(task, args))
@@ -424,21 +431,24 @@ SCORERS = {
 # ------------------------------------------------------------------------------------------------ main
 
 def evaluate(encoder: Encoder, tasks: list[dict], args) -> dict:
-    """Score one model: {"average", "categories", "tasks", "details"}, all scores from 0 to 1, None if undefined."""
+    """Score one model: {"average", "categories", "tasks", "details"}; None where a score is undefined."""
     details = {}
     for task in tasks:
         start, encoder.label = time.time(), task["name"]
         scores = SCORERS[task["kind"]](task, encoder, args)
         metric = task.get("metric") or next(iter(scores))
         if metric not in scores:
-            raise UserError(f"{task['folder']}/task.json: metric {metric!r}; {task['kind']} has {', '.join(scores)}")
+            has = f"{task['kind']} has {', '.join(scores)}"
+            raise UserError(f"{task['folder']}/task.json: metric {metric!r}; {has}")
         scores = {"main_score": scores[metric], **scores}
         scores = {name: None if score != score else score for name, score in scores.items()}        # nan
         details[task["name"]] = {**scores, "seconds": round(time.time() - start, 1)}
         skipped = f", {scores['skipped']} rows or queries skipped" if scores.get("skipped") else ""
-        say(f"  {task['name']}: {metric} {percent(scores['main_score'])} ({time.time() - start:.0f} s{skipped})")
+        score, seconds = percent(scores["main_score"]), time.time() - start
+        say(f"  {task['name']}: {metric} {score} ({seconds:.0f} s{skipped})")
     scores = {name: score["main_score"] for name, score in details.items()}
-    return {**metrics.averages(scores, {task["name"]: CATEGORIES[task["kind"]] for task in tasks}), "details": details}
+    categories = {task["name"]: CATEGORIES[task["kind"]] for task in tasks}
+    return {**metrics.averages(scores, categories), "details": details}
 
 
 def percent(score) -> str:
@@ -454,13 +464,17 @@ def print_table(results: dict[str, dict], benchmark: dict | None) -> None:
     def line(label, values):
         say(f"{label:<36}" + "".join(f"  {value:>{width}}" for value in values))
 
+    def scores(group, name):
+        return [percent(column.get(group, {}).get(name)) for column in columns.values()]
+
     line("", columns)
     for name in first["tasks"]:
-        line(name, [percent(column.get("tasks", {}).get(name)) for column in columns.values()])
+        line(name, scores("tasks", name))
     if benchmark or len(first["tasks"]) > len(first["categories"]):
         for category in first["categories"]:
-            line(f"= {category}", [percent(column["categories"].get(category)) for column in columns.values()])
-    line(f"= Average of {len(first['tasks'])} tasks", [percent(column["average"]) for column in columns.values()])
+            line(f"= {category}", scores("categories", category))
+    count = sum(score is not None for score in first["tasks"].values())
+    line(f"= Average of {count} tasks", [percent(column["average"]) for column in columns.values()])
     if len(results) > 1:
         line("Bytes a vector", [column.get("bytes_per_vector", "") for column in columns.values()])
     undefined = [name for name, score in first["tasks"].items() if score is None]

@@ -96,7 +96,7 @@ def average_precision(labels, scores) -> float:
 
 
 def pair_average_precisions(a: np.ndarray, b: np.ndarray, labels) -> dict[str, float]:
-    """Average precision by cosine, dot product, Euclidean and Manhattan distance; MTEB's headline is their max.
+    """Average precision by cosine, dot product and two distances; MTEB's headline is the highest.
 
     >>> pair_average_precisions(np.eye(2), np.array([[1., 0.], [1., 0.]]), [1, 0])["max_ap"]
     1.0
@@ -113,7 +113,7 @@ def pair_average_precisions(a: np.ndarray, b: np.ndarray, labels) -> dict[str, f
 # ------------------------------------------------------------------------------------ stored vectors
 
 def quantize(vectors: torch.Tensor, how: str) -> torch.Tensor:
-    """What a store gives back for vectors [n, D] kept as "int8" (one scale a vector) or "binary" (their signs).
+    """What a store gives back for vectors [n, D]: "int8" has one scale a vector, "binary" only signs.
 
     >>> quantize(torch.tensor([[1.0, -0.3]]), "binary").tolist()
     [[1.0, -1.0]]
@@ -151,14 +151,14 @@ def search(queries: torch.Tensor, chunks, k: int, binary=False) -> tuple[torch.T
     >>> numbers.tolist()
     [[0, 2], [1, 2]]
     """
-    def keep(first, *others):                                        # the k best by `first`, and what goes with them
+    def keep(first, *others):                                        # the k best by `first`
         first, best = first.topk(k, dim=1)
         return first, *(other.gather(1, best) for other in others)
 
     queries = F.normalize(queries, dim=1)
     scores = torch.full((len(queries), k), -math.inf, device=queries.device)
     numbers = torch.full((len(queries), k), -1, dtype=torch.long, device=queries.device)
-    coarse = scores.clone()                                          # what ranks: the cosine, or agreeing signs
+    coarse = scores.clone()                                          # what ranks: cosine, or agreeing signs
     for first, documents in chunks:
         documents = F.normalize(documents, dim=1)
         new = torch.arange(first, first + len(documents), device=queries.device)
@@ -215,7 +215,7 @@ def ranked_average_precision(relevance: dict[str, int], ranking: list[str], k: i
 
 
 def reranked_average_precision(scores: list[float], positives: int) -> float:
-    """Average precision of candidates of which the first `positives` are relevant; negatives win ties, as in mteb.
+    """Average precision of candidates, the first `positives` relevant; negatives win ties, as in mteb.
 
     >>> reranked_average_precision([0.9, 0.5, 0.5], 2)               # ranks 1 and 3: (1/1 + 2/3) / 2
     0.8333333333333333
@@ -277,7 +277,8 @@ def logistic_regression(x: np.ndarray, labels: list, test: np.ndarray) -> list:
     if len(classes) == 1:
         return [classes[0]] * len(test)
     # Two classes: one weight vector, scored against zero. More: one per class (softmax).
-    weight = torch.zeros(1 if len(classes) == 2 else len(classes), x.shape[1] + 1, dtype=x.dtype, requires_grad=True)
+    heads = 1 if len(classes) == 2 else len(classes)
+    weight = torch.zeros(heads, x.shape[1] + 1, dtype=x.dtype, requires_grad=True)
 
     def logits(rows):
         z = rows @ weight[:, :-1].T + weight[:, -1]      # [n, classes]
@@ -299,7 +300,7 @@ def logistic_regression(x: np.ndarray, labels: list, test: np.ndarray) -> list:
 # ----------------------------------------------------------------------------------------- clustering
 
 def kmeans(x: np.ndarray, k: int, seed: int = 42, batch: int = 500) -> np.ndarray:
-    """Cluster numbers [n] of the rows of x [n, d], by mini-batch k-means (Sculley 2010) from k-means++ starts.
+    """Cluster numbers [n] of x [n, d], by mini-batch k-means (Sculley 2010) from k-means++ starts.
 
     Works as scikit-learn's MiniBatchKMeans does, which mteb uses, with draws of its own; Lloyd's algorithm
     would find slightly better clusters, and so other scores.
@@ -313,7 +314,7 @@ def kmeans(x: np.ndarray, k: int, seed: int = 42, batch: int = 500) -> np.ndarra
     sample = x[draw.randint(len(x), size=3 * max(batch, k))] if len(x) > 3 * max(batch, k) else x
     centres = sample[draw.randint(len(sample))][None].astype(np.float64)                 # [k, d], one by one
     distance = squared_distances(sample, centres)[:, 0]  # of each row to its nearest centre
-    for _ in range(k - 1):                               # the best of a few candidates, likelier the farther off
+    for _ in range(k - 1):                               # the best of a few draws, likelier the farther off
         chance = distance / distance.sum() if distance.any() else None
         candidates = sample[draw.choice(len(sample), 2 + int(math.log(k)), p=chance)]
         left = np.minimum(distance[:, None], squared_distances(sample, candidates))      # [n, candidates]
@@ -354,7 +355,7 @@ def v_measure(labels, groups) -> float:
 
     With entropies H and mutual information I: I / H(labels) and I / H(groups), 1 where an entropy is 0.
 
-    >>> round(v_measure(["x", "x", "y", "y"], [0, 0, 1, 2]), 4)      # homogeneity 1, completeness ln 2 / 1.04
+    >>> round(v_measure(["x", "x", "y", "y"], [0, 0, 1, 2]), 4)      # 1 and ln 2 / 1.04
     0.8
     """
     _, labels = np.unique(labels, return_inverse=True)
@@ -402,11 +403,12 @@ def weighted_f1(labels, predictions) -> float:
 # ------------------------------------------------------------------------------------------- averages
 
 def averages(scores: dict[str, float | None], category_of: dict[str, str]) -> dict:
-    """Means over tasks, by category and in all; parts NAME/PART make one task, None is undefined and left out.
+    """Means over tasks, by category and in all; parts NAME/PART make one task, None is left out.
 
     MTEB's and the paper's average is over tasks: a category of twelve tasks weighs twelve times one of one.
 
-    >>> found = averages({"A/de": 0.2, "A/fr": 0.4, "B": 0.6, "C": None}, {"A/de": "X", "A/fr": "X", "B": "Y", "C": "Y"})
+    >>> categories = {"A/de": "X", "A/fr": "X", "B": "Y", "C": "Y"}
+    >>> found = averages({"A/de": 0.2, "A/fr": 0.4, "B": 0.6, "C": None}, categories)
     >>> found["tasks"], found["categories"], found["average"]        # doctest: +ELLIPSIS
     ({'A': 0.3..., 'B': 0.6, 'C': None}, {'X': 0.3..., 'Y': 0.6}, 0.45)
     """

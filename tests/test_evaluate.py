@@ -1,9 +1,11 @@
-"""evaluate.py and metrics.py against scipy, scikit-learn, pytrec_eval, examples worked by hand, and the mteb package."""
+"""evaluate.py and metrics.py against scipy, scikit-learn, trec_eval, examples worked by hand, and mteb."""
+
 import doctest
 import hashlib
 import json
 import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,9 @@ import torch
 import torch.nn.functional as F
 
 import evaluate
+import hub
 import metrics
+import passkey
 from model import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +39,9 @@ class HashEmbedder:
         for word in text.lower().split():
             if (word, self.size) not in self.words:
                 seed = int.from_bytes(hashlib.md5(word.encode()).digest()[:4], "little")
-                self.words[word, self.size] = np.random.RandomState(seed).standard_normal(self.size).astype(np.float32)
+                self.words[word, self.size] = (
+                    np.random.RandomState(seed).standard_normal(self.size).astype(np.float32)
+                )
             total += self.words[word, self.size]
         return total
 
@@ -55,7 +61,7 @@ def run(folder, *flags, embedder=None) -> dict:
 
 
 def write_task(folder: Path, task: dict, **files) -> Path:
-    """Write a task folder: file contents are text, or rows for JSON lines; `qrels` and `corpus` by their names."""
+    """Write a task folder: file contents are text, or rows for JSON lines."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "task.json").write_text(json.dumps({"name": folder.name, "split": "test", **task}))
     for name, content in files.items():
@@ -68,14 +74,16 @@ def write_task(folder: Path, task: dict, **files) -> Path:
 
 # ------------------------------------------------------------------------------------------- metrics
 
-@pytest.mark.parametrize("module", [metrics, evaluate])
+@pytest.mark.parametrize("module", [metrics, evaluate, hub, passkey])
 def test_docstring_examples(module):
     assert doctest.testmod(module).failed == 0
 
 
 def with_ties(random, n, levels=7):
     """Random values; half of the time from few levels, so that most of them tie."""
-    return random.integers(0, levels, n).astype(float) if random.random() < 0.5 else random.standard_normal(n)
+    return (
+        random.integers(0, levels, n).astype(float) if random.random() < 0.5 else random.standard_normal(n)
+    )
 
 
 def test_spearman_and_its_p_value_equal_scipy():
@@ -89,8 +97,9 @@ def test_spearman_and_its_p_value_equal_scipy():
             wanted = spearmanr(x, y)
         rho = metrics.spearman(x, y)
         assert rho == pytest.approx(wanted.statistic, abs=1e-12, nan_ok=True)
-        assert metrics.spearman_p_value(rho, n) == pytest.approx(wanted.pvalue, abs=1e-7 if abs(rho) > .999 else 1e-12,
-                                                                 nan_ok=True)
+        assert metrics.spearman_p_value(rho, n) == pytest.approx(
+            wanted.pvalue, abs=1e-7 if abs(rho) > 0.999 else 1e-12, nan_ok=True
+        )
 
 
 def test_undefined_correlations_are_nan():
@@ -128,11 +137,15 @@ def test_ranking_metrics_equal_trec_eval():
         judged = random.permutation(documents + ["never-retrieved"])[:int(random.integers(1, 12))]
         qrels[f"q{q}"] = {str(d): int(random.integers(-1, 4)) for d in judged}
         runs[f"q{q}"] = dict(zip(documents, with_ties(random, len(documents)).tolist()))
-    wanted = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "map_cut.1000", "recall.5"}).evaluate(runs)
+    wanted = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "map_cut.1000", "recall.5"}).evaluate(
+        runs
+    )
     for q, run_ in runs.items():
         ranking = metrics.trec_ranking(run_)
         assert metrics.ndcg(qrels[q], ranking, 10) == pytest.approx(wanted[q]["ndcg_cut_10"], abs=1e-12)
-        assert metrics.ranked_average_precision(qrels[q], ranking) == pytest.approx(wanted[q]["map_cut_1000"], abs=1e-12)
+        assert metrics.ranked_average_precision(qrels[q], ranking) == pytest.approx(
+            wanted[q]["map_cut_1000"], abs=1e-12
+        )
         assert metrics.recall(qrels[q], ranking, 5) == pytest.approx(wanted[q]["recall_5"], abs=1e-12)
 
 
@@ -162,7 +175,7 @@ def clouds(random, classes, each, size, spread):
 
 @pytest.mark.parametrize("classes", [2, 5, 20])
 def test_logistic_regression_agrees_with_scikit_learn(classes):
-    """Mean accuracy of ten experiments within 0.003; ours runs to the optimum, so it must also fit no worse."""
+    """Mean accuracy of ten experiments within 0.003; ours runs to the optimum."""
     from sklearn.linear_model import LogisticRegression
     x, labels = clouds(np.random.default_rng(classes), classes, 120, 96, 2.5)
     train, test = slice(0, 50 * classes), slice(50 * classes, None)
@@ -195,8 +208,12 @@ def test_kmeans_lies_within_the_references_spread_over_seeds(spread):
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.metrics import v_measure_score
     x, labels = clouds(np.random.default_rng(6), 10, 80, 32, spread)
-    theirs = [v_measure_score(labels, MiniBatchKMeans(10, batch_size=500, n_init="auto", random_state=s).fit(x).labels_)
-              for s in range(20)]
+    theirs = [
+        v_measure_score(
+            labels, MiniBatchKMeans(10, batch_size=500, n_init="auto", random_state=s).fit(x).labels_
+        )
+        for s in range(20)
+    ]
     ours = [metrics.v_measure(labels, metrics.kmeans(x, 10, seed=s)) for s in range(20)]
     assert min(theirs) <= metrics.v_measure(labels, metrics.kmeans(x, 10)) <= max(theirs)
     assert abs(np.mean(ours) - np.mean(theirs)) <= np.std(theirs)
@@ -217,12 +234,18 @@ def test_the_mini_benchmark_gives_a_score_for_each_of_the_eight_kinds():
 
 
 def test_a_retrieval_task_worked_by_hand(tmp_path):
-    """Query q finds d1 (the same words) first; d2, which is relevant with grade 2, shares one word: second."""
-    task = write_task(tmp_path / "R", {"kind": "retrieval", "prompt": "p"},
-                      corpus=[{"_id": "d1", "title": "red", "text": "apple"}, {"_id": "d2", "title": "", "text": "apple pie"},
-                              {"_id": "d3", "text": "the sea at night"}],
-                      queries=[{"_id": "q", "text": "red apple"}, {"_id": "unjudged", "text": "x"}],
-                      qrels="query-id\tcorpus-id\tscore\nq\td2\t2\nq\td1\t1\nlost\td1\t1\n")
+    """Query q finds d1 (the same words) first, then d2 (one shared word), whose grade is 2."""
+    task = write_task(
+        tmp_path / "R",
+        {"kind": "retrieval", "prompt": "p"},
+        corpus=[
+            {"_id": "d1", "title": "red", "text": "apple"},
+            {"_id": "d2", "title": "", "text": "apple pie"},
+            {"_id": "d3", "text": "the sea at night"},
+        ],
+        queries=[{"_id": "q", "text": "red apple"}, {"_id": "unjudged", "text": "x"}],
+        qrels="query-id\tcorpus-id\tscore\nq\td2\t2\nq\td1\t1\nlost\td1\t1\n",
+    )
     details = run(task)["details"]["R"]
     assert details["ndcg_at_10"] == round((1 + 2 / math.log2(3)) / (2 + 1 / math.log2(3)), 5)
     assert details["recall_at_100"] == 1 and details["map_at_1000"] == 1 and details["skipped"] == 1
@@ -244,9 +267,11 @@ def test_chunks_of_the_corpus_do_not_change_the_scores():
 
 
 def test_reranking_skips_rows_without_both_sides_and_takes_the_best_of_several_queries(tmp_path):
-    rows = [{"query": ["night", "red apple"], "positive": ["red apple"], "negative": ["sea", "night sky over"]},
-            {"query": "x", "positive": [], "negative": ["y"]},
-            {"query": "same", "positive": ["same"], "negative": ["same"]}]       # a tie: the negative stands first
+    rows = [
+        {"query": ["night", "red apple"], "positive": ["red apple"], "negative": ["sea", "night sky over"]},
+        {"query": "x", "positive": [], "negative": ["y"]},
+        {"query": "same", "positive": ["same"], "negative": ["same"]},
+    ]       # a tie: the negative stands first
     details = run(write_task(tmp_path / "R", {"kind": "reranking"}, test=rows))["details"]["R"]
     assert details["map"] == 0.75 and details["skipped"] == 1
 
@@ -291,8 +316,16 @@ def test_which_texts_get_the_instruction(tmp_path, flag, query, retrieved, reran
     embedder = Recorder()
     run(tmp_path, "--instruct", flag, embedder=embedder)
     seen = [pair for pair in embedder.seen if pair[1] in ("doc", "query", "own", "asked", "good", "bad")]
-    assert sorted(seen) == sorted([(query, "query"), (query and "mine", "own"), (retrieved, "doc"), (query, "asked"),
-                                   (reranked, "good"), (reranked, "bad")])        # "bad" once: distinct texts only
+    assert sorted(seen) == sorted(
+        [
+            (query, "query"),
+            (query and "mine", "own"),
+            (retrieved, "doc"),
+            (query, "asked"),
+            (reranked, "good"),
+            (reranked, "bad"),
+        ]
+    )  # "bad" once: distinct texts only
 
 
 def test_normalisation_follows_the_released_models_scoring():
@@ -310,7 +343,9 @@ def test_normalisation_follows_the_released_models_scoring():
 def test_a_rerun_takes_its_vectors_from_the_cache(tmp_path):
     first, second = HashEmbedder(), HashEmbedder()
     one, two = (run(MINI / "STS", "--cache", tmp_path, embedder=e) for e in (first, second))
-    assert one["tasks"] == two["tasks"] and second.calls == 2 < first.calls      # 2: the probe that names the model
+    assert (
+        one["tasks"] == two["tasks"] and second.calls == 2 < first.calls
+    )  # 2: the probe that names the model
     other = HashEmbedder(48)
     run(MINI / "STS", "--cache", tmp_path, embedder=other)
     assert other.calls == first.calls
@@ -330,7 +365,7 @@ def test_binary_search_rescores_the_nearest_by_hamming_distance():
     scores, numbers = metrics.search(queries, [(0, signs[:100]), (100, signs[100:])], 20, binary=True)
     for q in range(5):
         hamming = (metrics.quantize(queries[q:q + 1], "binary") != signs).sum(1)
-        nearest = set(hamming.argsort(stable=True)[:15].tolist())                # 15 of 20: ties at the edge may differ
+        nearest = set(hamming.argsort(stable=True)[:15].tolist())  # 15 of 20: ties at the edge may differ
         found = numbers[q].tolist()
         wanted = F.normalize(queries[q], dim=0) @ F.normalize(signs[found], dim=1).T
         assert len(nearest & set(found)) >= 13 and torch.allclose(scores[q], wanted, atol=1e-6)
@@ -341,28 +376,74 @@ def test_binary_search_rescores_the_nearest_by_hamming_distance():
 STS_ROW = '{"sentence1": "a", "sentence2": "b", "score": 1}\n'
 
 
-@pytest.mark.parametrize("task,files,complaint", [
-    ({"kind": "sts"}, {}, "test.jsonl: No such file"),
-    ({"kind": "sts"}, {"test": STS_ROW + "{oops\n"}, "test.jsonl:2: not JSON"),
-    ({"kind": "sts"}, {"test": STS_ROW + '{"sentence1": "a", "score": 1}\n'}, "test.jsonl:2: 'sentence2' is missing"),
-    ({"kind": "sts"}, {"test": STS_ROW + '[1]\n'}, "test.jsonl:2: 'sentence1' is missing"),
-    ({"kind": "sts"}, {"test": "\n"}, "test.jsonl: empty"),
-    ({"kind": "sts", "metric": "f1"}, {"test": STS_ROW * 3}, "metric 'f1'; sts has cosine_spearman"),
-    ({"kind": "poetry"}, {}, "needs a name and a kind"),
-    ({"kind": "reranking"}, {"test": [{"query": "q", "positive": ["a"], "negative": [1]}]}, "'negative' is missing or"),
-    ({"kind": "reranking"}, {"test": [{"query": "q", "positive": [], "negative": []}]}, "no row has both"),
-    ({"kind": "clustering"}, {"test": [{"sentences": ["a", "b"], "labels": [1]}]}, "2 sentences, 1 labels in a set"),
-    ({"kind": "summarization"}, {"test": [{"human_summaries": ["a"], "machine_summaries": ["b"], "relevance": []}]}, "as many"),
-    ({"kind": "retrieval"}, {"queries": [{"_id": "q", "text": "a"}], "qrels": "q\td\n"}, "no judgements"),
-    ({"kind": "retrieval"}, {"queries": [{"_id": "q", "text": "a"}], "qrels": "h\th\th\nq d 1\n"}, "test.tsv:2: needs"),
-    ({"kind": "retrieval"}, {"queries": [{"_id": "q", "text": "a"}], "qrels": "x\td\t1\n"}, "none is judged"),
-    ({"kind": "retrieval"}, {"queries": [{"_id": "q", "text": "a"}] * 2, "qrels": "q\td\t1\n"}, "two queries share an id"),
-    ({"kind": "retrieval"}, {"queries": [{"_id": "q", "text": "a"}], "qrels": "q\td\t1\n",
-                             "corpus": [{"_id": "d", "text": "a"}, {"_id": "d", "text": "b"}]}, "two documents share an id"),
-])
+@pytest.mark.parametrize(
+    "task,files,complaint",
+    [
+        ({"kind": "sts"}, {}, "test.jsonl: No such file"),
+        ({"kind": "sts"}, {"test": STS_ROW + "{oops\n"}, "test.jsonl:2: not JSON"),
+        (
+            {"kind": "sts"},
+            {"test": STS_ROW + '{"sentence1": "a", "score": 1}\n'},
+            "test.jsonl:2: 'sentence2' is missing",
+        ),
+        ({"kind": "sts"}, {"test": STS_ROW + "[1]\n"}, "test.jsonl:2: 'sentence1' is missing"),
+        ({"kind": "sts"}, {"test": "\n"}, "test.jsonl: empty"),
+        ({"kind": "sts", "metric": "f1"}, {"test": STS_ROW * 3}, "metric 'f1'; sts has cosine_spearman"),
+        ({"kind": "poetry"}, {}, "needs a name and a kind"),
+        (
+            {"kind": "reranking"},
+            {"test": [{"query": "q", "positive": ["a"], "negative": [1]}]},
+            "'negative' is missing or",
+        ),
+        (
+            {"kind": "reranking"},
+            {"test": [{"query": "q", "positive": [], "negative": []}]},
+            "no row has both",
+        ),
+        (
+            {"kind": "clustering"},
+            {"test": [{"sentences": ["a", "b"], "labels": [1]}]},
+            "2 sentences, 1 labels",
+        ),
+        (
+            {"kind": "summarization"},
+            {"test": [{"human_summaries": ["a"], "machine_summaries": ["b"], "relevance": []}]},
+            "a rating for each",
+        ),
+        (
+            {"kind": "retrieval"},
+            {"queries": [{"_id": "q", "text": "a"}], "qrels": "q\td\n"},
+            "no judgements",
+        ),
+        (
+            {"kind": "retrieval"},
+            {"queries": [{"_id": "q", "text": "a"}], "qrels": "h\th\th\nq d 1\n"},
+            "test.tsv:2: needs",
+        ),
+        (
+            {"kind": "retrieval"},
+            {"queries": [{"_id": "q", "text": "a"}], "qrels": "x\td\t1\n"},
+            "none is judged",
+        ),
+        (
+            {"kind": "retrieval"},
+            {"queries": [{"_id": "q", "text": "a"}] * 2, "qrels": "q\td\t1\n"},
+            "two queries share an id",
+        ),
+        (
+            {"kind": "retrieval"},
+            {
+                "queries": [{"_id": "q", "text": "a"}],
+                "qrels": "q\td\t1\n",
+                "corpus": [{"_id": "d", "text": "a"}, {"_id": "d", "text": "b"}],
+            },
+            "two documents share an id",
+        ),
+    ],
+)
 def test_bad_input_gets_one_clear_line(tmp_path, task, files, complaint):
     write_task(tmp_path / "T", task, **files)
-    (tmp_path / "T" / "filler.jsonl").write_text("{}\n")                         # something to probe the model with
+    (tmp_path / "T" / "filler.jsonl").write_text("{}\n")  # something to probe the model with
     with pytest.raises(UserError, match=complaint) as raised:
         run(tmp_path)
     assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
@@ -389,8 +470,14 @@ def test_nan_vectors_are_refused():
 
 
 def test_the_command_prints_one_line_and_exits_with_2():
-    done = subprocess.run([sys.executable, "evaluate.py", "no/such/model"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("evaluate.py: no/such/model: ") and done.stderr.count("\n") == 1
+    done = subprocess.run(
+        [sys.executable, "evaluate.py", "no/such/model"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("evaluate.py: no/such/model: ")
+        and done.stderr.count("\n") == 1
+    )
 
 
 # ---------------------------------------------------------------------------------- the mteb package
@@ -418,26 +505,37 @@ def mteb_task(name: str, task: dict, rows):
         qrels = evaluate.read_qrels(task["folder"] / "qrels" / f"{task['split']}.tsv")
         queries = [{"id": row["_id"], "text": row["text"]}
                    for row in evaluate.read_rows(task["folder"] / "queries.jsonl") if row["_id"] in qrels]
-        data = {split: RetrievalSplitData(corpus=Dataset.from_list(corpus), queries=Dataset.from_list(queries),
-                                          relevant_docs=qrels, top_ranked=None)}
+        data = {
+            split: RetrievalSplitData(
+                corpus=Dataset.from_list(corpus),
+                queries=Dataset.from_list(queries),
+                relevant_docs=qrels,
+                top_ranked=None,
+            )
+        }
     elif kind == "reranking":
         corpus, queries, qrels, top = [], [], {}, {}
         for q, row in enumerate(row for row in rows if row["positive"] and row["negative"]):
             query = f"q{q}"
             queries.append({"id": query, "text": row["query"]})
-            sides = [("apositive", text, 1) for text in row["positive"]] + [("negative", t, 0) for t in row["negative"]]
+            sides = [("apositive", text, 1) for text in row["positive"]] + [
+                ("negative", t, 0) for t in row["negative"]
+            ]
             named = {f"{side}_{query}_{i:05}": (text, grade) for i, (side, text, grade) in enumerate(sides)}
             corpus += [{"id": name, "title": "", "text": text} for name, (text, _) in named.items()]
             qrels[query], top[query] = {name: grade for name, (_, grade) in named.items()}, list(named)
-        data = {split: RetrievalSplitData(corpus=Dataset.from_list(corpus), queries=Dataset.from_list(queries),
+        data = {split: RetrievalSplitData(corpus=Dataset.from_list(corpus),
+                                          queries=Dataset.from_list(queries),
                                           relevant_docs=qrels, top_ranked=top)}
     else:
         data = DatasetDict({split: Dataset.from_list(rows)})
-    harness.dataset = data if subset == "default" and kind not in ("retrieval", "reranking") else {subset: data}
+    harness.dataset = (
+        data if subset == "default" and kind not in ("retrieval", "reranking") else {subset: data}
+    )
     return harness, subset
 
 
-HARNESS = {                           # kind -> an mteb task that scores as MTEB (eng, v1) does; how far ours may lie off
+HARNESS = {  # kind -> an mteb task that scores as MTEB (eng, v1) does; how far ours may lie off
     "sts": ("STSBenchmark", 1e-9), "pair-classification": ("TwitterURLCorpus", 1e-9),
     "reranking": ("AskUbuntuDupQuestions", 1e-9), "retrieval": ("SciFact", 1e-9),
     "summarization": ("SummEvalSummarization.v2", 1e-9), "bitext": ("Tatoeba", 1e-9),
@@ -448,12 +546,29 @@ HARNESS = {                           # kind -> an mteb task that scores as MTEB
 def harness_tasks():
     """data/mini, and the public sets below $PLAIN_E5_EVALDATA where that names a folder of task folders."""
     extra = os.environ.get("PLAIN_E5_EVALDATA")
-    names = {"STSBenchmark", "STS12", "STS16", "SciFact", "Cranfield", "XQuADRetrieval/en", "XQuADRetrieval/zh", "SummEval",
-             "Banking77Classification", "AmazonCounterfactualClassification/en", "EmotionClassification",
-             "TwitterURLCorpus", "TrecQAReranking", "StackOverflowClustering",
-             "Tatoeba/deu-eng", "Tatoeba/jpn-eng", "Tatoeba/swh-eng"}
+    names = {
+        "STSBenchmark",
+        "STS12",
+        "STS16",
+        "SciFact",
+        "Cranfield",
+        "XQuADRetrieval/en",
+        "XQuADRetrieval/zh",
+        "SummEval",
+        "Banking77Classification",
+        "AmazonCounterfactualClassification/en",
+        "EmotionClassification",
+        "TwitterURLCorpus",
+        "TrecQAReranking",
+        "StackOverflowClustering",
+        "Tatoeba/deu-eng",
+        "Tatoeba/jpn-eng",
+        "Tatoeba/swh-eng",
+    }
     found = evaluate.find_tasks([str(MINI)])
-    return found + [task for task in evaluate.find_tasks([extra]) if task["name"] in names] if extra else found
+    return (
+        found + [task for task in evaluate.find_tasks([extra]) if task["name"] in names] if extra else found
+    )
 
 
 @pytest.mark.slow
@@ -498,7 +613,9 @@ def test_mtebs_mock_run_passes_on_a_real_model(monkeypatch, tmp_path):
 
 MEMORY = """
 import resource, torch
+import hub
 import metrics
+import passkey
 size, count, chunk = 64, 1_000_000, 8192
 def chunks():
     for first in range(0, count, chunk):
@@ -515,8 +632,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
 
 @pytest.mark.slow
 def test_a_million_vectors_pass_in_fixed_memory():
-    """256 MB of vectors go by; what stays is 20 x 1000 scores and one chunk of 2 MB with its score matrix."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=True)
+    """256 MB of vectors go by; what stays is 20 x 1000 scores and a chunk of 2 MB."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert int(done.stdout) < 40_000, f"{done.stdout} kB"
 
 
@@ -539,6 +658,53 @@ dist.destroy_process_group()
 def test_two_processes_score_as_one(tmp_path):
     (tmp_path / "shards.py").write_text(SHARDS)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-                    tmp_path / "shards.py", tmp_path / "out.json"], cwd=ROOT, env=environment, check=True, timeout=300)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            tmp_path / "shards.py",
+            tmp_path / "out.json",
+        ],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        timeout=300,
+    )
     assert json.loads((tmp_path / "out.json").read_text()) == run(MINI)["tasks"]
+
+
+# -------------------------------------------------------------------------------------------- tools
+
+@pytest.mark.slow
+def test_mteb_reads_the_result_files(tmp_path):
+    import mteb
+    import mteb_results
+    result = run(MINI)
+    result["details"]["STSBenchmark"] = result["details"].pop("STS")
+    files = mteb_results.write({"base": result}, {"base": "me/base"}, "1", tmp_path)
+    assert len(files) == 8 and files[0].parent == tmp_path / "me__base" / "1"
+    read = mteb.results.TaskResult.from_disk(next(path for path in files if path.stem == "STSBenchmark"))
+    assert read.get_score() == pytest.approx(result["details"]["STSBenchmark"]["main_score"], abs=1e-6)
+
+
+def test_passkeys_are_hidden_in_texts_of_the_wanted_length_and_ties_are_misses():
+
+    class Words:
+        """Each word is a token; a document's vector is its rarest words', so the key's owner decides."""
+
+        def tokenize(self, texts):
+            return [text.split() for text in texts]
+
+        def encode(self, texts, prompt=""):
+            names = [f"{first} {last}" for first in passkey.FIRST for last in passkey.LAST]
+            return torch.tensor([[float(name in text) for name in names] for text in texts])
+
+    for tokens in (64, 500):
+        text = passkey.document("Ada Greco", 4711, tokens, lambda t: len(t.split()), random.Random(tokens))
+        assert tokens - 10 < len(text.split()) <= tokens and text.count("4711") == 2
+    assert passkey.accuracy(Words(), 128, 20, 50, "", 0) == 1.0
+    assert passkey.top1(torch.ones(3, 4), [0, 1, 2]) == 0.0

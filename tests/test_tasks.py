@@ -1,4 +1,5 @@
-"""tools/hub.py and prompts/tasks.json: every layout that the hub's test sets come in gives the task folder it should."""
+"""tools/hub.py and prompts/tasks.json: every layout of the hub's test sets becomes a task folder."""
+
 import csv
 import gzip
 import json
@@ -45,11 +46,19 @@ def write(path: Path, rows: list[dict]) -> None:
 
 def judged() -> list[dict]:
     qrels = evaluate.read_qrels(MINI / "Retrieval" / "qrels" / "test.tsv")
-    return [{"query-id": q, "corpus-id": d, "score": grade} for q, row in qrels.items() for d, grade in row.items()]
+    return [
+        {"query-id": q, "corpus-id": d, "score": grade}
+        for q, row in qrels.items()
+        for d, grade in row.items()
+    ]
 
 
 def retrieval_files(pattern: dict[str, str]) -> dict[str, list[dict]]:
-    rows = {"corpus": mini("retrieval", "corpus"), "queries": mini("retrieval", "queries"), "qrels": judged()}
+    rows = {
+        "corpus": mini("retrieval", "corpus"),
+        "queries": mini("retrieval", "queries"),
+        "qrels": judged(),
+    }
     return {path: rows[role] for role, path in pattern.items()}
 
 
@@ -59,8 +68,13 @@ def reranking_files(queries: list[str]) -> dict[str, list[dict]]:
     corpus, qrels, top = [], [], []
     for query, row in zip(queries, rows):
         ids = [f"{query}-{i}" for i in range(len(row["positive"] + row["negative"]))]
-        corpus += [{"_id": i, "title": "", "text": text} for i, text in zip(ids, row["positive"] + row["negative"])]
-        qrels += [{"query-id": query, "corpus-id": i, "score": int(n < len(row["positive"]))} for n, i in enumerate(ids)]
+        corpus += [
+            {"_id": i, "title": "", "text": text} for i, text in zip(ids, row["positive"] + row["negative"])
+        ]
+        qrels += [
+            {"query-id": query, "corpus-id": i, "score": int(n < len(row["positive"]))}
+            for n, i in enumerate(ids)
+        ]
         top.append({"query-id": query, "corpus-ids": ids})
     asked = [{"_id": query, "text": row["query"]} for query, row in zip(queries, rows)]
     return {"corpus/test-00000-of-00001.parquet": corpus, "queries/test-00000-of-00001.parquet": asked,
@@ -68,25 +82,55 @@ def reranking_files(queries: list[str]) -> dict[str, list[dict]]:
 
 
 PAIRS = mini("pair-classification")
-LAYOUTS = {                           # task -> the files of its repository
+LAYOUTS = {  # task -> the files of its repository
     "STSBenchmark": {"test.jsonl.gz": mini("sts"), "train.jsonl.gz": mini("sts")[:1]},
     "STS17": {"test/en-en.jsonl.gz": mini("sts"), "test/ko-ko.jsonl.gz": mini("sts")[:2]},
-    "STS22": {"data/test.jsonl.gz": [{**row, "lang": "en"} for row in mini("sts")] + [{**mini("sts")[0], "lang": "de"}]},
-    "Banking77Classification": {"train.jsonl": mini("classification", "train"), "test.jsonl": mini("classification")},
-    "MassiveIntentClassification": {"train/en.json.gz": mini("classification", "train"), "train/de.json.gz": [{"x": 1}],
-                                    "test/en.json.gz": mini("classification"), "test/de.json.gz": [{"x": 1}]},
-    "ImdbClassification": {"data/train-00000-of-00001.parquet": mini("classification", "train"),
-                           "data/test-00000-of-00001.parquet": mini("classification")},
-    "TwitterURLCorpus": {"test.jsonl.gz": [{"sent1": [p["sentence1"] for p in PAIRS], "sent2": [p["sentence2"] for p in PAIRS],
-                                            "labels": [p["label"] for p in PAIRS]}]},
+    "STS22": {
+        "data/test.jsonl.gz": [{**row, "lang": "en"} for row in mini("sts")]
+        + [{**mini("sts")[0], "lang": "de"}]
+    },
+    "Banking77Classification": {
+        "train.jsonl": mini("classification", "train"),
+        "test.jsonl": mini("classification"),
+    },
+    "MassiveIntentClassification": {
+        "train/en.json.gz": mini("classification", "train"),
+        "train/de.json.gz": [{"x": 1}],
+        "test/en.json.gz": mini("classification"),
+        "test/de.json.gz": [{"x": 1}],
+    },
+    "ImdbClassification": {
+        "data/train-00000-of-00001.parquet": mini("classification", "train"),
+        "data/test-00000-of-00001.parquet": mini("classification"),
+    },
+    "TwitterURLCorpus": {
+        "test.jsonl.gz": [
+            {
+                "sent1": [p["sentence1"] for p in PAIRS],
+                "sent2": [p["sentence2"] for p in PAIRS],
+                "labels": [p["label"] for p in PAIRS],
+            }
+        ]
+    },
     "TwentyNewsgroupsClustering": {"test.jsonl": mini("clustering")},
     "SummEval": {"data/test-00000-of-00001-35901af5f6649399.parquet": mini("summarization")},
     "AskUbuntuDupQuestions": {"test.jsonl.gz": mini("reranking")},
-    "SciFact": retrieval_files({"corpus": "corpus.jsonl", "queries": "queries.jsonl", "qrels": "qrels/test.tsv"}),
-    "NFCorpus": retrieval_files({"corpus": "corpus.jsonl", "queries": "queries.jsonl", "qrels": "qrels/test.jsonl"}),
-    "ArguAna": retrieval_files({"corpus": "corpus/corpus-00000-of-00001.parquet", "qrels": "default/test-00000-of-00001.parquet",
-                                "queries": "queries/queries-00000-of-00001.parquet"}),
-    "FiQA2018": retrieval_files({"corpus": "corpus/array.json", "queries": "queries/array.json", "qrels": "qrels/test.tsv"}),
+    "SciFact": retrieval_files(
+        {"corpus": "corpus.jsonl", "queries": "queries.jsonl", "qrels": "qrels/test.tsv"}
+    ),
+    "NFCorpus": retrieval_files(
+        {"corpus": "corpus.jsonl", "queries": "queries.jsonl", "qrels": "qrels/test.jsonl"}
+    ),
+    "ArguAna": retrieval_files(
+        {
+            "corpus": "corpus/corpus-00000-of-00001.parquet",
+            "qrels": "default/test-00000-of-00001.parquet",
+            "queries": "queries/queries-00000-of-00001.parquet",
+        }
+    ),
+    "FiQA2018": retrieval_files(
+        {"corpus": "corpus/array.json", "queries": "queries/array.json", "qrels": "qrels/test.tsv"}
+    ),
 }
 
 
@@ -98,16 +142,26 @@ def test_each_layout_gives_the_task_it_was_made_from(name, tmp_path):
     task = TABLE["tasks"][name]
     hub.convert(tmp_path / "repository", tmp_path / "out", name, task)
     made, = evaluate.find_tasks([str(tmp_path / "out")])
-    assert made["prompt"] == task["prompt"] and made["split"] == task["split"] and not (tmp_path / "out.part").exists()
+    assert (
+        made["prompt"] == task["prompt"]
+        and made["split"] == task["split"]
+        and not (tmp_path / "out.part").exists()
+    )
     original = next(t for t in evaluate.find_tasks([str(MINI)]) if t["kind"] == task["kind"])
     files = ["corpus", "queries"] if task["kind"] == "retrieval" else ["test"]
     files += ["train"] * (task["kind"] == "classification")
     for file in files:
         keep = hub.COLUMNS[file if task["kind"] == "retrieval" else task["kind"]]
-        wanted = [{key: row.get(key, "") for key in keep} for row in evaluate.read_rows(original["folder"] / f"{file}.jsonl")]
+        wanted = [
+            {key: row.get(key, "") for key in keep}
+            for row in evaluate.read_rows(original["folder"] / f"{file}.jsonl")
+        ]
         assert list(evaluate.read_rows(tmp_path / "out" / f"{file}.jsonl")) == wanted
     if task["kind"] == "retrieval":
-        judgements = [evaluate.read_qrels(folder / "qrels" / "test.tsv") for folder in (tmp_path / "out", original["folder"])]
+        judgements = [
+            evaluate.read_qrels(folder / "qrels" / "test.tsv")
+            for folder in (tmp_path / "out", original["folder"])
+        ]
         assert judgements[0] == judgements[1]
 
 
@@ -121,28 +175,40 @@ def test_reranking_uploads_become_rows_and_sub_queries_are_gathered(tmp_path):
         if name == "MindSmallReranking":
             assert [row["query"] for row in found] == [[rows[0]["query"], rows[1]["query"]]]
         else:
-            assert found == [{key: row[key] for key in ("query", "positive", "negative")} for row in rows[:2]]
+            assert found == [
+                {key: row[key] for key in ("query", "positive", "negative")} for row in rows[:2]
+            ]
 
 
 def test_miracls_own_files_are_read(tmp_path):
     """Passages in numbered parts with docid, topics without a header, judgements as TREC writes them."""
-    corpus = [{"docid": row["_id"], "title": row["title"], "text": row["text"]} for row in mini("retrieval", "corpus")]
+    corpus = [
+        {"docid": row["_id"], "title": row["title"], "text": row["text"]}
+        for row in mini("retrieval", "corpus")
+    ]
     write(tmp_path / "r/miracl-corpus-v1.0-sw/docs-0.jsonl.gz", corpus[:100])
     write(tmp_path / "r/miracl-corpus-v1.0-sw/docs-1.jsonl.gz", corpus[100:])
     folder = tmp_path / "r/miracl-v1.0-sw"
     (folder / "topics").mkdir(parents=True)
     (folder / "qrels").mkdir()
     (folder / "topics/topics.miracl-v1.0-sw-dev.tsv").write_text("1\twho?\n2\twhere?\n")
-    (folder / "qrels/qrels.miracl-v1.0-sw-dev.tsv").write_text(f"1\tQ0\t{corpus[3]['docid']}\t1\n2\tQ0\tx\t0\n")
+    (folder / "qrels/qrels.miracl-v1.0-sw-dev.tsv").write_text(
+        f"1\tQ0\t{corpus[3]['docid']}\t1\n2\tQ0\tx\t0\n"
+    )
     task = {**TABLE["tasks"]["MIRACLRetrieval"], **TABLE["tasks"]["MIRACLRetrieval"]["parts"]["sw"]}
     hub.convert(tmp_path / "r", tmp_path / "out", "MIRACLRetrieval/sw", task)
     assert len(list(evaluate.read_rows(tmp_path / "out/corpus.jsonl"))) == len(corpus)
     assert [row["text"] for row in evaluate.read_rows(tmp_path / "out/queries.jsonl")] == ["who?", "where?"]
-    assert evaluate.read_qrels(tmp_path / "out/qrels/dev.tsv") == {"1": {corpus[3]["docid"]: 1}, "2": {"x": 0}}
+    assert evaluate.read_qrels(tmp_path / "out/qrels/dev.tsv") == {
+        "1": {corpus[3]["docid"]: 1},
+        "2": {"x": 0},
+    }
 
 
 def test_a_beir_archive_is_unpacked(tmp_path, capsys):
-    shutil.copytree(MINI / "Retrieval", tmp_path / "z" / "scifact", ignore=shutil.ignore_patterns("task.json"))
+    shutil.copytree(
+        MINI / "Retrieval", tmp_path / "z" / "scifact", ignore=shutil.ignore_patterns("task.json")
+    )
     shutil.make_archive(str(tmp_path / "scifact"), "zip", tmp_path / "z")
     hub.main(["SciFact", "--zip", str(tmp_path / "scifact.zip"), "--out", str(tmp_path / "out")])
     assert (tmp_path / "out/SciFact/corpus.jsonl").exists() and "SciFact" in capsys.readouterr().out
@@ -184,10 +250,17 @@ def test_tasks_are_fetched_over_http_once(tmp_path):
 def test_the_table_holds_mtebs_56_tasks_and_the_published_average():
     names = TABLE["benchmarks"]["eng-v1"]["tasks"]
     assert len(set(names)) == 56 and set(names) <= TABLE["tasks"].keys()
-    counts = [sum(TABLE["tasks"][name]["kind"] == kind for name in names) for kind in list(evaluate.CATEGORIES)[:7]]
+    counts = [
+        sum(TABLE["tasks"][name]["kind"] == kind for name in names) for kind in list(evaluate.CATEGORIES)[:7]
+    ]
     assert counts == [12, 11, 3, 4, 15, 10, 1]
-    assert round(100 * sum(TABLE["tasks"][name]["released"] for name in names) / 56, 2) == 66.64    # published: 66.63
-    assert len(TABLE["tasks"]["MIRACLRetrieval"]["parts"]) == 18 and len(TABLE["tasks"]["Tatoeba"]["parts"]) == 112
+    assert (
+        round(100 * sum(TABLE["tasks"][name]["released"] for name in names) / 56, 2) == 66.64
+    )  # published: 66.63
+    assert (
+        len(TABLE["tasks"]["MIRACLRetrieval"]["parts"]) == 18
+        and len(TABLE["tasks"]["Tatoeba"]["parts"]) == 112
+    )
     for name, task in TABLE["tasks"].items():
         assert task["kind"] in evaluate.CATEGORIES and task["prompt"] and task["split"], name
         for part in task.get("parts", {"": task}).values():

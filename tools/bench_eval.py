@@ -4,9 +4,9 @@
     python tools/bench_eval.py models/smollm2-135m-l10 --vectors 0        # encoding only
 
 Encoding: our Embedder against sentence-transformers (batches of 32, its default) on the same weights and the
-mini benchmark's corpus and queries, whose lengths are as ragged as real ones. The two take turns and the best
-of their rounds counts; their vectors must agree. Search: our streaming top-k over generated vectors against
-numpy and faiss-cpu (an exact flat index). Ratios above 1 mean that ours is faster.
+mini benchmark's corpus and queries, whose lengths are as ragged as real ones. The two take turns and the
+best of their rounds counts; their vectors must agree. Search: our streaming top-k over generated vectors
+against numpy and faiss-cpu (an exact flat index). Ratios above 1 mean that ours is faster.
 """
 import argparse
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))                     # model.py stands one folder up
@@ -35,14 +36,15 @@ def best(rounds: int, **runs) -> dict[str, float]:
 
 
 def sentence_transformer(folder: str, max_length: int, device):
-    """The same weights under sentence-transformers: last token, normalised, EOS put behind each text by hand."""
+    """The same weights under sentence-transformers: last token, normalised."""
     from sentence_transformers import SentenceTransformer, models
     body = models.Transformer(folder, max_seq_length=max_length)
     body.modality_config.pop("message", None)     # a chat template would wrap every text in a conversation
     body.tokenizer.padding_side = "right"
     body.tokenizer.pad_token = body.tokenizer.pad_token or body.tokenizer.eos_token
     pooling = models.Pooling(body.get_word_embedding_dimension(), pooling_mode="lasttoken")
-    return SentenceTransformer(modules=[body, pooling, models.Normalize()], device=str(device)), body.tokenizer
+    modules = [body, pooling, models.Normalize()]
+    return SentenceTransformer(modules=modules, device=str(device)), body.tokenizer
 
 
 def encoding(args) -> None:
@@ -53,7 +55,7 @@ def encoding(args) -> None:
         with open(ROOT / "data" / "mini" / "Retrieval" / f"{name}.jsonl", encoding="utf-8") as file:
             texts += [json.loads(line)["text"] for line in file][:args.texts // 2]
     rows = ours.tokenize(texts)
-    # The same tokens for both: texts cut short of the limit, BOS and EOS as text where ST's tokeniser adds none.
+    # The same tokens for both: texts cut short of the limit, BOS and EOS as text where the other adds none.
     bos, eos = ours.decoder.config.bos_token_id, ours.decoder.config.eos_token_id
     texts = [ours.tokenizer.decode(row[bos is not None:-2]) for row in rows]
     rows = ours.tokenize(texts)
@@ -69,7 +71,8 @@ def encoding(args) -> None:
     agree = float((a * b).sum(1).median())
     seconds = best(args.rounds, ours=lambda: ours.encode(texts, tokens_per_chunk=args.batch_tokens),
                    theirs=lambda: theirs.encode(closed, batch_size=32))
-    print(f"encode {len(texts)} texts, {tokens} tokens (shortest {min(map(len, rows))}, longest {max(map(len, rows))}), "
+    lengths = sorted(map(len, rows))
+    print(f"encode {len(texts)} texts, {tokens} tokens (shortest {lengths[0]}, longest {lengths[-1]}), "
           f"{ours.device}, {torch.get_num_threads()} threads, median cosine of the two {agree:.6f}")
     print(f"  ours                   {tokens / seconds['ours']:9.0f} tokens/s")
     print(f"  sentence-transformers  {tokens / seconds['theirs']:9.0f} tokens/s")
@@ -78,8 +81,8 @@ def encoding(args) -> None:
 
 def searching(args) -> None:
     generator = torch.Generator().manual_seed(0)
-    documents = torch.nn.functional.normalize(torch.randn(args.vectors, args.dim, generator=generator), dim=1)
-    queries = torch.nn.functional.normalize(torch.randn(100, args.dim, generator=generator), dim=1)
+    documents = F.normalize(torch.randn(args.vectors, args.dim, generator=generator), dim=1)
+    queries = F.normalize(torch.randn(100, args.dim, generator=generator), dim=1)
     d, q = documents.numpy(), queries.numpy()
 
     def ours():
@@ -101,14 +104,16 @@ def searching(args) -> None:
         print("  faiss-cpu is not installed: left out")
     found = {name: run() for name, run in runs.items()}
     seconds = best(args.rounds, **runs)
-    print(f"search {args.vectors} vectors of {args.dim}, 100 queries, best 10, {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    print(f"search {args.vectors} vectors of {args.dim}, 100 queries, best 10, {threads} threads")
     for name, value in seconds.items():
-        same = np.mean(found[name] == found["ours"])
-        print(f"  {name:<10} {value:8.2f} s   ratio {value / seconds['ours']:5.2f}   same documents {100 * same:.1f} %")
+        same, ratio = np.mean(found[name] == found["ours"]), value / seconds["ours"]
+        print(f"  {name:<10} {value:8.2f} s   ratio {ratio:5.2f}   same documents {100 * same:.1f} %")
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("model", help="a Hugging Face folder")
     add("--texts", type=int, default=256)

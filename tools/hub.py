@@ -70,7 +70,7 @@ def read(path: Path, role: str):
             names = None
             for row in rows:
                 if names is None:
-                    names = HEADLESS["trec"] if role == "qrels" and len(row) == 4 else HEADLESS.get(role, row)
+                    names = HEADLESS.get("trec" if role == "qrels" and len(row) == 4 else role, row)
                     if set(row) & {"query-id", "corpus-id", "_id", "text"}:      # a header
                         names = row
                         continue
@@ -98,7 +98,7 @@ def renamed(row: dict, role: str) -> dict:
 
 
 def rows_of(folder: Path, role: str, words: tuple, split: str, subset: str | None):
-    """Yield the rows of one role (a kind, or corpus, queries, qrels, top_ranked) from a downloaded repository.
+    """Yield the rows of one role (a kind, or corpus, queries, qrels, top_ranked) of a repository.
 
     words: what the paths of the role hold. Then the split and the subset choose, where any path holds them.
     """
@@ -106,12 +106,12 @@ def rows_of(folder: Path, role: str, words: tuple, split: str, subset: str | Non
              if p.name.endswith(FORMATS) and not p.name.startswith((".", "dataset_info"))}
     other = [w for w in ("corpus", "docs", "queries", "topics", "qrels", "top_ranked") if w not in words]
     names = [n for n in paths if not has_word(n, *other) and (not words or has_word(n, *words))]
-    if role == "qrels" and not names:             # the older uploads keep judgements in the default configuration
+    if role == "qrels" and not names:             # some uploads keep them in the default configuration
         names = [n for n in paths if not has_word(n, *other)]
     if subset:                                    # else all languages lie in one file
         names = [n for n in names if has_word(n, subset)] or names
     of_split = [n for n in names if has_word(n, split)]
-    names = of_split or (names if role in ("corpus", "queries") else [])         # which often serve all splits
+    names = of_split or (names if role in ("corpus", "queries") else [])     # these often serve all splits
     formats = [f for f in FORMATS if any(n.endswith(f) for n in names)]
     if not formats:
         raise UserError(f"no file for {role}, split {split}, among {', '.join(paths) or 'nothing'}")
@@ -121,7 +121,7 @@ def rows_of(folder: Path, role: str, words: tuple, split: str, subset: str | Non
         for row in read(paths[name], role):
             if subset and not in_path and row.get("lang", row.get("language", subset)) != subset:
                 continue                          # all languages in one file
-            if role == "pair-classification" and isinstance(row.get("labels"), list):    # one row of three lists
+            if role == "pair-classification" and isinstance(row.get("labels"), list):    # three lists
                 row = renamed(row, role)
                 yield from (dict(zip(row, values)) for values in zip(*row.values()))
             else:
@@ -135,7 +135,7 @@ def write_rows(path: Path, rows) -> None:
 
 
 def as_reranking(folder: Path, split: str, subset: str | None):
-    """Queries, corpus, judgements and candidates -> query, positive, negative; queries ID_N share one list."""
+    """Queries, corpus, judgements and candidates -> query, positive, negative; ID_N share a list."""
     corpus = {row["_id"]: row["text"] for row in rows_of(folder, "corpus", ("corpus",), split, subset)}
     queries = {row["_id"]: row["text"] for row in rows_of(folder, "queries", ("queries",), split, subset)}
     relevant, merged = {}, {}
@@ -154,7 +154,7 @@ def as_reranking(folder: Path, split: str, subset: str | None):
 
 
 def convert(source: Path, out: Path, name: str, task: dict) -> None:
-    """Write the task folder `out` from a repository's or an unpacked archive's files, whole or not at all."""
+    """Write the task folder `out` from a repository's or an archive's files, whole or not at all."""
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -167,7 +167,7 @@ def convert(source: Path, out: Path, name: str, task: dict) -> None:
             file.write("query-id\tcorpus-id\tscore\n")
             for row in rows_of(source, "qrels", ("qrels",), split, subset):
                 file.write(f"{row['query-id']}\t{row['corpus-id']}\t{int(float(row['score']))}\n")
-    elif kind == "reranking" and any(has_word(str(p.relative_to(source)), "corpus") for p in source.rglob("*")):
+    elif kind == "reranking" and any(has_word(p.name, "corpus") for p in source.rglob("*")):
         write_rows(part / f"{split}.jsonl", as_reranking(source, split, subset))
     else:
         for wanted in ("train", split) if kind == "classification" else (split,):
@@ -181,17 +181,18 @@ def convert(source: Path, out: Path, name: str, task: dict) -> None:
 def download(task: dict) -> Path:
     """The repository's folder in the hub's cache, downloaded by `hf download` unless it is there."""
     hf = Path(sys.executable).with_name("hf")
-    done = subprocess.run([hf if hf.exists() else "hf", "download", task["hub"], "--type", "dataset", "--revision",
-                           task["revision"], "--quiet"], stdout=subprocess.PIPE, text=True)
+    command = ["download", task["hub"], "--type", "dataset", "--revision", task["revision"], "--quiet"]
+    done = subprocess.run([hf if hf.exists() else "hf", *command], stdout=subprocess.PIPE, text=True)
     folder = Path(done.stdout.strip() or "nowhere")                  # all that --quiet prints
     if done.returncode or not folder.is_dir():
-        raise UserError(f"{task['hub']} was not downloaded, for the reason above; HF_ENDPOINT names a mirror, "
-                        "and a rerun goes on where this stopped")
+        raise UserError(f"{task['hub']} was not downloaded, for the reason above. HF_ENDPOINT sets a mirror"
+                        ", and a rerun goes on where this stopped")
     return folder
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("tasks", nargs="+", help="tasks or benchmarks named in prompts/tasks.json")
     parser.add_argument("--out", type=Path, default=Path("data/mteb"))
     parser.add_argument("--zip", type=Path, help="a BEIR archive to take the (one) task from")

@@ -1,4 +1,4 @@
-"""tools/mteb_adapter.py: run the mteb package (2.x) on one of our models, so that its scores stand beside ours.
+"""tools/mteb_adapter.py: run the mteb package (2.x) on one of our models, to see its scores beside ours.
 
     python tools/mteb_adapter.py runs/full STSBenchmark SciFact --out results/mteb
 
@@ -27,7 +27,8 @@ class MTEBModel:
     def __init__(self, embedder, name="plain-e5/model", revision="0"):
         self.embedder = embedder
         self.mteb_model_meta = ModelMeta.create_empty(overwrites={
-            "name": name, "revision": revision, "similarity_fn_name": ScoringFunction.COSINE, "modalities": ["text"]})
+            "name": name, "revision": revision, "modalities": ["text"],
+            "similarity_fn_name": ScoringFunction.COSINE})
 
     def encode(self, inputs, *, task_metadata, prompt_type=None, **_) -> np.ndarray:
         """mteb's batches of {"text": [..]} -> float32 [n, D]."""
@@ -54,13 +55,15 @@ def instruction(task_metadata) -> str:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("model", help="a run folder or a Hugging Face folder")
     parser.add_argument("tasks", nargs="+", help="mteb's names of tasks")
     parser.add_argument("--out", default="results/mteb", help="folder for mteb's result files")
     parser.add_argument("--max-length", type=int, default=512)
     args = parser.parse_args(argv)
-    model = MTEBModel(Embedder.load(args.model, max_length=args.max_length), f"plain-e5/{Path(args.model).name}")
+    embedder = Embedder.load(args.model, max_length=args.max_length)
+    model = MTEBModel(embedder, f"plain-e5/{Path(args.model).name}")
     results = mteb.evaluate(model, mteb.get_tasks(tasks=args.tasks), cache=mteb.ResultCache(args.out))
     for result in results.task_results:
         print(f"{result.task_name:<40} {100 * result.get_score():.2f}")

@@ -23,14 +23,14 @@ from model import Embedder, UserError, replace_file  # noqa: E402
 
 FILLER = ("The meadow is wide. ", "The clouds drift past. ", "The river is slow. ", "We walk along it. ",
           "Then we walk home. ")
-FIRST = ("Ada", "Bruno", "Chidi", "Dora", "Emil", "Farah", "Gustav", "Hana", "Ivo", "Jun", "Kemi", "Luis", "Mina",
-         "Nils", "Olga", "Pavel", "Quinn", "Rosa", "Said", "Tove")
+FIRST = ("Ada", "Bruno", "Chidi", "Dora", "Emil", "Farah", "Gustav", "Hana", "Ivo", "Jun", "Kemi", "Luis",
+         "Mina", "Nils", "Olga", "Pavel", "Quinn", "Rosa", "Said", "Tove")
 LAST = ("Abbott", "Brandt", "Castro", "Duarte", "Eriksen", "Fofana", "Greco", "Haddad", "Ivanova", "Jansen")
 QUESTION = "what is the pass key for {name}?"
 
 
 def document(name: str, key: int, tokens: int, count, draw: random.Random) -> str:
-    """Filler of at most `tokens` tokens around the statement of the key. count: text -> its number of tokens."""
+    """Filler of at most `tokens` tokens around the key. count: text -> its number of tokens."""
     fact = f"{name}'s pass key is {key}. Remember it. {key} is the pass key for {name}. "
     cost = count("".join(FILLER * 20)) / (20 * len(FILLER))      # tokens of a sentence
     sentences = max(0, int((tokens - count(fact)) / cost))
@@ -60,21 +60,24 @@ def top1(scores: torch.Tensor, gold: list[int]) -> float:
 def accuracy(embedder, tokens: int, queries: int, candidates: int, prompt: str, seed: int) -> float:
     draw = random.Random(f"{seed} {tokens}")
     names = draw.sample([f"{first} {last}" for first in FIRST for last in LAST], candidates)
-    documents = [document(name, draw.randint(100, 99_999), tokens, lambda text: len(embedder.tokenize([text])[0]), draw)
-                 for name in names]
+
+    def count(text):
+        return len(embedder.tokenize([text])[0])
+    documents = [document(name, draw.randint(100, 99_999), tokens, count, draw) for name in names]
     asked = draw.sample(range(candidates), queries)              # the gold document may stand anywhere
     q = embedder.encode([QUESTION.format(name=names[i]) for i in asked], prompt)
     return top1(q @ embedder.encode(documents).T, asked)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("model", help="a run folder or a Hugging Face folder")
-    add("--lengths", type=int, nargs="+", default=[2 ** i for i in range(8, 16)], help="tokens of a document")
+    add("--lengths", type=int, nargs="+", default=[2 ** i for i in range(8, 16)], help="in tokens")
     add("--queries", type=int, default=50)
     add("--candidates", type=int, default=100, help="documents of each length, at most 200")
-    add("--prompt", default="Given a question, retrieve passages that answer it", help="the queries' instruction")
+    add("--prompt", default="Given a question, retrieve passages that answer it", help="of the queries")
     add("--rope-theta", type=float, help="the base of the rotary angles, in place of the model's")
     add("--sliding-window", type=int, help="the attention window, in place of the model's")
     add("--device")
@@ -83,17 +86,20 @@ def main(argv=None):
     add("--out", type=Path, help="write {length: accuracy} as JSON")
     args = parser.parse_args(argv)
     if not 0 < args.queries <= args.candidates <= len(FIRST) * len(LAST):
-        raise UserError(f"--queries and --candidates: 1 to {len(FIRST) * len(LAST)}, no more queries than candidates")
+        raise UserError(f"--candidates: at most {len(FIRST) * len(LAST)}; --queries: at most as many")
     if min(args.lengths) < 64:
         raise UserError("--lengths: a document needs 64 tokens or more")
-    overrides = {key: value for key in ("rope_theta", "sliding_window") if (value := getattr(args, key)) is not None}
-    embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype, max_length=max(args.lengths), **overrides)
+    overrides = {"rope_theta": args.rope_theta, "sliding_window": args.sliding_window}
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype, max_length=max(args.lengths),
+                             **overrides)
     found = {}
     for tokens in args.lengths:
         start = time.time()
         found[tokens] = accuracy(embedder, tokens, args.queries, args.candidates, args.prompt, args.seed)
-        print(f"{tokens:>6} tokens: top-1 {100 * found[tokens]:5.1f}   ({time.time() - start:.0f} s; by chance "
-              f"{100 / args.candidates:.1f} +- {100 * math.sqrt(1 / args.candidates / args.queries):.1f})", flush=True)
+        chance = 1 / args.candidates
+        print(f"{tokens:>6} tokens: top-1 {100 * found[tokens]:5.1f} ({time.time() - start:.0f} s, by luck "
+              f"{100 * chance:.1f} +- {100 * math.sqrt(chance / args.queries):.1f})", flush=True)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         result = {"model": args.model, **overrides, "accuracy": found}

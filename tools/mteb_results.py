@@ -1,0 +1,72 @@
+"""tools/mteb_results.py: evaluate.py's JSON -> result files in MTEB's own format, which its tools and board read.
+
+    python tools/mteb_results.py results/full.json --name me/my-model --revision 1 --out results/mteb
+
+One folder OUT/NAME/REVISION per model, one file per task. Scores are evaluate.py's; `mteb_version` says so.
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))                     # model.py stands one folder up
+from model import UserError, read_json  # noqa: E402
+
+LANGUAGES = {"en": "eng-Latn", "default": "eng-Latn", "en-en": "eng-Latn"}
+
+
+def task_result(name: str, parts: dict[str, dict], table: dict) -> dict:
+    """MTEB's TaskResult of one task: `parts` maps a subset ("default" where there is one only) to its scores."""
+    task = table.get(name, {})
+    scores = []
+    for subset, found in parts.items():
+        values = {metric: value for metric, value in found.items() if isinstance(value, (int, float))}
+        seconds = values.pop("seconds", 0)
+        scores.append({**values, "hf_subset": subset, "languages": [LANGUAGES.get(subset, "und-Zyyy")]})
+    revision = task.get("revision") or next(iter(task.get("parts", {"": {}}).values())).get("revision", "local")
+    return {"dataset_revision": revision, "task_name": name, "mteb_version": "plain-e5",
+            "scores": {task.get("split", "test"): scores}, "evaluation_time": seconds, "kg_co2_emissions": None}
+
+
+def write(results: dict, names: dict[str, str], revision: str, out: Path) -> list[Path]:
+    """Write every task of every model; names: model in the JSON -> "organisation/model"."""
+    table = read_json(ROOT / "prompts" / "tasks.json")["tasks"]
+    files = []
+    for model, result in results.items():
+        folder = out / names[model].replace("/", "__") / revision
+        folder.mkdir(parents=True, exist_ok=True)
+        tasks = {}
+        for name, scores in result["details"].items():
+            task, _, part = name.partition("/")
+            subset = part or table.get(task, {}).get("subset", "default")
+            if scores["main_score"] is not None:
+                tasks.setdefault(task, {})[subset] = scores
+        for name, parts in tasks.items():
+            files.append(folder / f"{name}.json")
+            files[-1].write_text(json.dumps(task_result(name, parts, table), indent=2))
+    return files
+
+
+def main(argv=None):
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("results", type=Path, help="what evaluate.py wrote with --out")
+    parser.add_argument("--name", default="plain-e5", help="organisation of the models' names, or a whole name")
+    parser.add_argument("--revision", default="no_revision")
+    parser.add_argument("--out", type=Path, default=Path("results/mteb"))
+    args = parser.parse_args(argv)
+    results = read_json(args.results)
+    whole = "/" in args.name
+    if whole and len(results) > 1:
+        raise UserError(f"--name {args.name}: {args.results} holds {len(results)} models; give an organisation only")
+    names = {model: args.name if whole else f"{args.name}/{model}" for model in results}
+    print(f"{len(write(results, names, args.revision, args.out))} result files in {args.out}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"mteb_results.py: {error}", file=sys.stderr)
+        sys.exit(2)
