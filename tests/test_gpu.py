@@ -1,0 +1,123 @@
+"""What only a GPU shows: 16-bit vectors, torch.compile, and dropout that replays under it.
+
+GPU_TESTS_ON=cpu runs the same tests without one (minutes: the compiler is slow), to check the tests.
+They need no package beyond the run-time ones and pytest: `pytest --noconftest -m gpu tests/test_gpu.py`.
+"""
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import bench_gpu
+import train
+from model import Embedder
+
+DEVICE = os.environ.get("GPU_TESTS_ON", "cuda")
+absent = DEVICE == "cuda" and not torch.cuda.is_available()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(absent, reason="needs a CUDA device")]
+CONFIG = {**bench_gpu.TINY, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3}
+LENGTHS = (3, 17, 40, 64, 9, 128, 33)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "small"
+    torch.manual_seed(0)
+    bench_gpu.make_base(folder, CONFIG, "float32")
+    bench_gpu.ragged_examples(folder / "examples.jsonl", 24)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+def load(base, dtype="float32", compiled=False, dropout=0.0, max_length=128) -> Embedder:
+    """An embedder with an adapter that does something, as train.py sets it up."""
+    embedder = Embedder.load(base, device=DEVICE, dtype=dtype, max_length=max_length)
+    embedder.decoder.add_lora(8, 16, dropout)
+    generator = torch.Generator().manual_seed(1)
+    for name, p in embedder.decoder.lora_parameters().items():
+        if name.endswith("lora_B"):
+            p.data.copy_(torch.randn(p.shape, generator=generator) * 0.02)
+    if compiled:
+        for block in embedder.decoder.layers:
+            block.compile(dynamic=True)
+    return embedder
+
+
+def texts():
+    rng = np.random.default_rng(0)
+    return [" ".join(f"w{word}" for word in rng.integers(3, 32000, length)) for length in LENGTHS]
+
+
+def relative(found, wanted) -> float:
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+@pytest.mark.parametrize("dtype, limit", [("bfloat16", 0.03), ("float16", 0.004)])
+def test_16_bit_vectors_are_near_float32s(base, dtype, limit):
+    wanted, found = load(base).encode(texts()), load(base, dtype).encode(texts())
+    print(f"{dtype} to float32: {relative(found, wanted):.1e}")
+    assert 0 < relative(found, wanted) < limit
+
+
+@pytest.mark.parametrize("dtype, limit", [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_compiled_vectors_are_the_same(base, dtype, limit):
+    wanted, found = load(base, dtype).encode(texts()), load(base, dtype, compiled=True).encode(texts())
+    print(f"compiled to eager in {dtype}: {relative(found, wanted):.1e}")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0          # it did compile
+    assert relative(found, wanted) < limit
+
+
+def gradient(embedder, base, keep_tokens, seed=0):
+    """One cached-gradient step -> (loss, gradient, difference between the passes)."""
+    examples = train.Examples([str(base / "examples.jsonl")])
+    args = train.options(["--base", str(base), "--data", str(base / "examples.jsonl"), "--out", "unused"])
+    batch = train.prepare(examples, np.arange(8), embedder.tokenize, args, step=0)
+    embedder.decoder.train()
+    parameters = list(embedder.decoder.lora_parameters().values())
+    for p in parameters:
+        p.grad = None
+    targets, valid = torch.arange(8, device=embedder.device), batch.valid.to(embedder.device)
+    loss, _, _, drift = train.cached_gradients(
+        embedder.embed, batch, lambda v: train.info_nce(v[:8], v[8:], targets, 0.02, valid), 512,
+        keep_tokens, (seed,))
+    return loss.item(), torch.cat([p.grad.flatten() for p in parameters]), drift.item()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype, limit", [("float32", 1e-5), ("bfloat16", 0.01)])
+def test_dropout_masks_replay_in_the_second_pass(base, dtype, limit, compiled):
+    embedder = load(base, dtype, compiled, dropout=0.3)
+    loss, once, drift = gradient(embedder, base, keep_tokens=0)
+    _, kept, none = gradient(embedder, base, keep_tokens=10 ** 9)      # one pass: nothing to replay
+    other, _, _ = gradient(embedder, base, keep_tokens=0, seed=1)
+    print(f"{dtype}, compiled={compiled}: passes differ by {drift:.1e}, "
+          f"gradients by {relative(once, kept):.1e}")
+    assert drift <= limit and none == 0
+    assert abs(other - loss) > 0.01                                    # another seed draws other masks
+    assert relative(once, kept) < 0.1
+
+
+def test_many_lengths_do_not_recompile(base):
+    """After the first few shapes, no new ones: lengths and rows are dynamic."""
+    embedder, rng = load(base, "bfloat16", compiled=True), np.random.default_rng(0)
+    embedder.decoder.train()
+    stats = torch._dynamo.utils.counters["stats"]
+
+    def step(rows, length):
+        ids = [[1] + rng.integers(3, 32000, length - 2).tolist() + [2]] * rows
+        with torch.no_grad():
+            embedder.embed(ids)
+        embedder.embed(ids).sum().backward()
+    for rows, length in ((4, 32), (2, 57), (1, 100), (7, 11)):
+        step(rows, length)
+    before = stats["unique_graphs"]
+    for _ in range(30):
+        step(int(rng.integers(2, 12)), int(rng.integers(3, 128)))
+    print(f"{before} graphs for the first four shapes, {stats['unique_graphs'] - before} for thirty more")
+    assert before <= 8 and stats["unique_graphs"] == before
