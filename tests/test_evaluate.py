@@ -708,3 +708,31 @@ def test_passkeys_are_hidden_in_texts_of_the_wanted_length_and_ties_are_misses()
         assert tokens - 10 < len(text.split()) <= tokens and text.count("4711") == 2
     assert passkey.accuracy(Words(), 128, 20, 50, "", 0) == 1.0
     assert passkey.top1(torch.ones(3, 4), [0, 1, 2]) == 0.0
+
+
+# --------------------------------------------------------------------------------------- the command
+
+def test_the_table_shows_models_variants_and_published_scores_and_names_what_is_missing(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(evaluate.Embedder, "load", lambda *_, **__: HashEmbedder())
+    for name, kind in (("STSBenchmark", "STS"), ("SciFact", "Retrieval")):
+        shutil.copytree(MINI / kind, tmp_path / name)
+        task = {**json.loads((MINI / kind / "task.json").read_text()), "name": name}
+        (tmp_path / name / "task.json").write_text(json.dumps(task))
+    out = tmp_path / "results" / "scores.json"
+    evaluate.main(["a", "b", "--tasks", str(tmp_path), "--benchmark", "eng-v1", "--out", str(out),
+                   "--dim", "0", "16", "--quantize", "none", "binary"])
+    printed, scores = capsys.readouterr().out, json.loads(out.read_text())
+    assert list(scores) == [f"{m}{v}" for m in "ab" for v in ("", " binary", " 16", " 16 binary")]
+    assert set(scores["a"]["tasks"]) == {"SciFact", "STSBenchmark"} and len(scores["a"]["missing"]) == 54
+    assert scores["a"]["average"] == pytest.approx(sum(scores["a"]["tasks"].values()) / 2)
+    assert [scores[name]["bytes_per_vector"] for name in scores][:4] == [256, 8, 64, 2]
+    table = printed[printed.index("previous best"):]
+    row = next(line for line in table.splitlines() if line.startswith("STSBenchmark")).split()
+    assert row[1] == f"{100 * scores['a']['tasks']['STSBenchmark']:.1f}" and row[-2] == "88.6"
+    average = next(line for line in table.splitlines() if line.startswith("= Average of 2 tasks"))
+    assert average.split()[-3:] == [
+        "64.2", "66.6", "63.1"]
+    assert "54 tasks missing, in no mean: AmazonCounterfactualClassification, " in table
+    assert "written by an LLM" in table
