@@ -18,8 +18,8 @@ def base(tmp_path_factory, mistral_files):
 def test_both_sides_take_their_turn(base, tmp_path, capsys):
     data, out = write_rows(tmp_path / "rows.jsonl", 20), tmp_path / "bench.json"
     bench_train.main([str(base), "--data", str(data), "--batch-size", "4", "--max-length", "24",
-                      "--steps", "2", "--rounds", "1", "--variants", "sorted-tokens", "--tokens-per-chunk", "64",
-                      "--threads", "1", "--device", "cpu", "--json", str(out)])
+                      "--steps", "2", "--rounds", "1", "--variants", "sorted-tokens",
+                      "--tokens-per-chunk", "64", "--threads", "1", "--device", "cpu", "--json", str(out)])
     report = json.loads(out.read_text())
     ours, theirs = report["sides"]["ours"], report["sides"]["sorted-tokens"]
     assert ours["ours_is_faster"] == 1 and theirs["ours_is_faster"] > 0

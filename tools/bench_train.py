@@ -45,10 +45,12 @@ def write_examples(files: list[str], rows: int, negatives: int, seed: int, out: 
     examples, written = train.Examples(files), 0
     with open(out, "w", encoding="utf-8") as file:
         for i in np.concatenate(train.plan_epoch(examples, 1024, False, seed, 0)):
+            if written == rows:
+                break
             example = examples[i]
             found = [[text for text in example[key] if text.strip()][:n]
                      for key, n in (("pos", 1), ("neg", negatives))]
-            if written < rows and len(found[1]) == negatives:        # the peer wants as many in every row
+            if len(found[1]) == negatives:                           # the peer wants as many in every row
                 row = {**example, "pos": found[0], "neg": found[1]}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 written += 1
