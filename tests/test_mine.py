@@ -1,4 +1,5 @@
 """tools/mine.py: window, margin and exclusion, against a ranking made by hand."""
+import functools
 import json
 
 import pytest
@@ -42,9 +43,14 @@ def run(base, data, out, *more):
     return read_lines(out)
 
 
+@functools.cache
+def embedder_of(base) -> Embedder:
+    return Embedder.load(base, device="cpu", max_length=32)
+
+
 def ranking(base, rows, row, barred):
     """[(cosine, text)], best first, of all distinct documents of `rows` that are not barred."""
-    embedder = Embedder.load(base, device="cpu", max_length=32)
+    embedder = embedder_of(base)
     texts = list(dict.fromkeys(text for r in rows for text in r["pos"] + r["neg"]))
     query = embedder.encode([row["query"]], row["prompt"])
     scores = (query @ embedder.encode(texts).T)[0].tolist()
