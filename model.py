@@ -486,6 +486,8 @@ class Embedder:
         folder = Path(path)
         if not folder.is_dir():
             raise UserError(f"{folder}: no such model folder (`make base` builds one, `make train` a run)")
+        if (folder / "log.jsonl").exists() and not (folder / "adapter_config.json").exists():
+            raise UserError(f"{folder}: a run without an adapter: it has not come to its first checkpoint")
         if (folder / "adapter_config.json").exists():
             if adapter is not None:
                 raise UserError(f"{folder}: has an adapter of its own, so a second one ({adapter}) has no place")

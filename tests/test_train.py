@@ -381,6 +381,8 @@ def test_nan_stops_the_run_and_names_the_batch(base, data, tmp_path):
     done = command(base, data, tmp_path / "second", "--init-adapter", tmp_path / "first")
     assert done.returncode == 2 and "step 1: loss nan" in done.stderr and done.stderr.count("\n") == 1
     assert "data.jsonl" in done.stderr and not (tmp_path / "second/checkpoint.safetensors").exists()
+    with pytest.raises(UserError, match="first checkpoint"):
+        Embedder.load(tmp_path / "second")
     assert len(json.loads((tmp_path / "second/bad_batch.json").read_text())["examples"]) == 8
 
 
