@@ -15,6 +15,10 @@ DATA_FLAGS  ?=
 TRAIN_FLAGS ?=
 EVAL_FLAGS  ?=
 
+# Threads that wait, sleep: with the default, spinning, two torch threads next to another busy process do a
+# tenth of their work.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 PY      := $(VENV)/bin/python
 PIP     := $(VENV)/bin/pip --disable-pip-version-check --quiet
 ifeq ($(findstring /,$(BASE)),/)
@@ -27,7 +31,7 @@ endif
 TRAIN_paper :=
 # --keep-tokens covers its whole batch, so that each text is embedded once: memory is no concern here.
 TRAIN_demo  := --batch-size 16 --max-length 64 --lr 2e-3 --warmup-steps 10 --epochs 2 --max-steps 240 \
-               --tokens-per-chunk 512 --keep-tokens 8192 --overwrite
+               --both-sides --tokens-per-chunk 512 --keep-tokens 8192 --overwrite
 # On Linux, keep freed memory for the next step instead of handing every large block back to the kernel.
 TRAIN_ENV   := MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=8000000000
 EVAL_paper  :=

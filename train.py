@@ -81,7 +81,7 @@ def options(argv=None) -> argparse.Namespace:
     add("--matryoshka", type=int, nargs="*", default=[], metavar="DIM",
         help="average the loss over these cuts of the vector too")
     # the machine
-    add("--tokens-per-chunk", type=int, default=16384,
+    add("--tokens-per-chunk", type=int, default=8192,
         help="padded tokens with a graph in memory: lower it if memory runs out; it changes no negatives")
     add("--keep-tokens", type=int,
         help="padded tokens whose graph pass one keeps, to embed them once (default: one chunk's)")
@@ -467,9 +467,10 @@ def start_ranks(args) -> tuple[int, int]:
 
 
 def dry_step(embedder: Embedder, args) -> None:
-    """One chunk of the worst shape, forward and backward, so that memory runs out now or never."""
+    """As many chunks of the worst shape as may keep their graph, so that memory runs out now or never."""
     rows = [[0] * args.max_length] * max(1, args.tokens_per_chunk // args.max_length)
-    embedder.embed(rows).sum().backward()
+    kept = max(1, (args.keep_tokens or 0) // (len(rows) * args.max_length))
+    sum(embedder.embed(rows).sum() for _ in range(kept)).backward()
 
 
 def bad_batch(out: Path, line: dict, batch: Batch, examples: Examples) -> UserError:
