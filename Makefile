@@ -6,10 +6,12 @@ VENV    ?= .venv
 # The base model: smollm2-135m, of which the first LAYERS are trained here, or any hub id (owner/name).
 BASE    ?= smollm2-135m
 LAYERS  ?= 10
-DATA    ?= data/synthetic.jsonl
+# The training data: recorded answers, or those of a live server: make data LLM=model-name N=requests
+DATA    ?= data/$(if $(LLM),llm,synthetic).jsonl
 RUN     ?= demo
 PRESET  ?= demo
 TASKS   ?= data/mini
+BENCHMARKS := eng-v1 beir miracl bitext
 # Any further flags of the scripts: make train TRAIN_FLAGS="--max-steps 10"
 DATA_FLAGS  ?=
 TRAIN_FLAGS ?=
@@ -34,10 +36,19 @@ TRAIN_demo  := --batch-size 16 --max-length 64 --lr 2e-3 --warmup-steps 10 --epo
                --both-sides --tokens-per-chunk 512 --keep-tokens 8192 --overwrite
 # On Linux, keep freed memory for the next step instead of handing every large block back to the kernel.
 TRAIN_ENV   := MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=8000000000
-EVAL_paper  :=
-EVAL_demo   := --max-length 128
+EVAL_paper   =
+EVAL_demo    = $(if $(PUBLIC),,--max-length 128)
 
-.PHONY: all setup base data train eval test test-all bench clean help
+# TASKS are folders, or names out of prompts/tasks.json: tasks, or a whole benchmark.
+ifeq ($(wildcard $(firstword $(TASKS))),)
+PUBLIC  := yes
+FOLDERS := $(if $(filter $(BENCHMARKS),$(TASKS)),data/mteb --benchmark $(TASKS),$(addprefix data/mteb/,$(TASKS)))
+else
+FOLDERS := $(TASKS)
+endif
+RESULTS := results/$(RUN)$(if $(filter-out data/mini,$(TASKS)),-$(notdir $(firstword $(TASKS)))).json
+
+.PHONY: always all setup base data train eval test test-all bench clean help
 .DELETE_ON_ERROR:
 
 all: setup base data train eval  ## (default) everything below, in this order: about 12 minutes on 2 cores
@@ -46,7 +57,7 @@ setup: $(VENV)/.installed  ## make the virtual environment with the five run-tim
 base: $(MODEL)/config.json $(if $(findstring /,$(BASE)),,models/smollm2-135m/config.json)  ## get the base model: make base BASE=owner/name takes any from the hub
 data: $(DATA)  ## write the training data: recorded LLM answers, or a live server's with LLM=model-name N=requests
 train: runs/$(RUN)/.finished  ## train the adapter in runs/RUN; PRESET=paper is the paper's recipe, for a GPU
-eval: results/$(RUN).json  ## score base and trained model; TASKS=folders or names of public tasks
+eval: $(RESULTS)  ## score base and trained model; TASKS=folders or names of public tasks
 
 $(VENV)/.installed: requirements.txt
 	@echo "==> setup: Python packages into $(VENV): 1 to 5 minutes, most of it torch"
@@ -78,28 +89,40 @@ models/%/config.json: | $(VENV)/.installed
 	$(PY) tools/fetch.py $(BASE) $(@D)
 
 data/synthetic.jsonl: generate.py llm.py data/recorded.jsonl.gz $(wildcard prompts/*) | $(VENV)/.installed
-ifdef LLM
-	@echo "==> data: $(N) examples asked of $(LLM)"
-	$(PY) generate.py --model $(LLM) $(if $(N),--n $(N)) --out $@ $(DATA_FLAGS)
-else
 	@echo "==> data: recorded LLM answers -> $@: a second"
 	$(PY) generate.py --replay data/recorded.jsonl.gz --out $@ $(DATA_FLAGS)
-endif
+
+# Always asked for: it goes on where it stopped, extends to a larger N, and asks for nothing that is on disk.
+data/llm.jsonl: always | $(VENV)/.installed
+	@echo "==> data: $(if $(N),$(N),1000) examples of $(LLM), at the speed of its server"
+	$(PY) generate.py --model $(LLM) $(if $(N),--n $(N)) --out $@ $(DATA_FLAGS)
 
 runs/$(RUN)/.finished: $(DATA) $(MODEL)/config.json train.py model.py
 	@echo "==> train: $(MODEL) on $(DATA) -> runs/$(RUN)$(if $(filter demo,$(PRESET)),: about 7 minutes on 2 cores)"
 	$(TRAIN_ENV) $(PY) train.py --base $(MODEL) --data $(DATA) --out runs/$(RUN) --resume $(TRAIN_$(PRESET)) $(TRAIN_FLAGS)
 	@touch $@
 
-results/$(RUN).json: runs/$(RUN)/.finished evaluate.py metrics.py model.py $(wildcard data/mini/*/* data/mini/*/*/*)
+$(RESULTS): runs/$(RUN)/.finished evaluate.py metrics.py model.py $(wildcard data/mini/*/* data/mini/*/*/*)
+ifdef PUBLIC
+	@echo "==> eval: $(TASKS) from the hub into data/mteb, then $(MODEL) and runs/$(RUN) on them"
+	@$(PIP) install pyarrow==26.0.1
+	$(PY) tools/hub.py $(TASKS) --out data/mteb
+else
 	@echo "==> eval: $(MODEL) and runs/$(RUN) on $(TASKS): about 2 minutes a model on 2 cores"
-	$(PY) evaluate.py $(MODEL) runs/$(RUN) --names base trained --tasks $(TASKS) --out $@ $(EVAL_$(PRESET)) $(EVAL_FLAGS)
+endif
+	$(PY) evaluate.py $(MODEL) runs/$(RUN) --names base trained --tasks $(FOLDERS) --out $@ \
+		$(EVAL_$(PRESET)) $(EVAL_FLAGS)
 
 test: $(VENV)/.installed-dev  ## the tests that fit in 8 minutes
 	$(PY) -m pytest -q -m "not slow and not gpu"
 
 test-all: $(VENV)/.installed-dev  ## all tests: kills, fuzzing, peers, the official harness
 	$(PY) -m pytest -q -m "not gpu"
+
+bench: $(VENV)/.installed-dev $(MODEL)/config.json $(DATA)  ## speed beside sentence-transformers + peft, in one run: half an hour
+	$(PY) tools/bench_train.py $(MODEL) --data $(DATA) --batch-size 64 --max-length 128 --steps 6 --rounds 3 \
+		--tokens-per-chunk 2048 --variants stock sorted
+	$(PY) tools/bench_eval.py $(MODEL)
 
 clean:  ## remove what was made, but not the environment, the base models or a live run's answers
 	rm -rf runs/demo results/demo.json data/synthetic.jsonl

@@ -62,7 +62,7 @@ def parse_arguments(argv):
     add("--pooling", help="last, mean or weighted-mean (default: as the run was trained)")
     add("--device")
     add("--dtype", choices=("float32", "bfloat16", "float16"))
-    add("--batch-tokens", type=int, default=16384, help="tokens of one forward pass, padding included")
+    add("--batch-tokens", type=int, help="tokens of a forward pass (default: 4096 on a CPU, 16384 on a GPU)")
     add("--corpus-chunk", type=int, default=8192, help="documents held at a time")
     add("--instruct", default="released", choices=("released", "queries", "both", "none"),
         help="texts with the instruction: all but retrieval's documents; nor reranking's (mteb 2); all; none")
@@ -238,7 +238,7 @@ class Encoder:
             path = self.args.cache / key[:2] / f"{key}.npy"
             if path.exists():
                 return torch.from_numpy(np.load(path))
-        size = self.args.batch_tokens
+        size = self.args.batch_tokens or (4096 if self.embedder.device.type == "cpu" else 16384)
         vectors = self.embedder.encode(texts, prompts, normalize=False, tokens_per_chunk=size)
         if self.args.cache:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -613,9 +613,7 @@ def test_mtebs_mock_run_passes_on_a_real_model(monkeypatch, tmp_path):
 
 MEMORY = """
 import resource, torch
-import hub
 import metrics
-import passkey
 size, count, chunk = 64, 1_000_000, 8192
 def chunks():
     for first in range(0, count, chunk):
@@ -657,7 +655,7 @@ dist.destroy_process_group()
 @pytest.mark.slow
 def test_two_processes_score_as_one(tmp_path):
     (tmp_path / "shards.py").write_text(SHARDS)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tools'}", "OMP_NUM_THREADS": "1"}
     subprocess.run(
         [
             sys.executable,

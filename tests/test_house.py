@@ -1,0 +1,64 @@
+"""What README promises of the whole: few packages, one direction of imports, a help that lists every target."""
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNTIME = {"torch", "tokenizers", "safetensors", "numpy", "requests", "urllib3"}      # urllib3 is requests' own
+IMPORTS = {"model.py": set(), "metrics.py": set(), "llm.py": set(), "train.py": {"model"}, "generate.py": {"llm"},
+           "evaluate.py": {"model", "metrics"}}
+
+
+def imported(path: Path) -> set[str]:
+    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    nodes = [node for node in tree if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
+    return {name.split(".")[0] for name in names + [n.module for n in nodes if isinstance(n, ast.ImportFrom)]}
+
+
+def test_the_core_is_these_files():
+    assert {path.name for path in ROOT.glob("*.py")} == IMPORTS.keys()
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_the_core_needs_five_packages_and_no_tool(name):
+    foreign = imported(ROOT / name) - set(sys.stdlib_module_names)
+    ours = foreign & {path.stem for path in ROOT.glob("*.py")}
+    assert ours <= IMPORTS[name] and foreign - ours <= RUNTIME
+
+
+def test_requirements_are_the_five():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    found = {re.split("[=<>]", line)[0] for line in lines if line and not line.startswith("#")}
+    assert found == RUNTIME - {"urllib3"}
+
+
+def test_help_lists_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.search(r"^\.PHONY:(.*)$", makefile, re.MULTILINE)[1].split()) - {"always"}
+    done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and {line.split()[0] for line in done.stdout.splitlines()} == targets
+
+
+@pytest.mark.parametrize("goal, wanted", [
+    (["base", "LAYERS=8"], "tools/smollm2.py models/smollm2-135m-l8 --layers 8"),
+    (["base", "BASE=owner/name"], "tools/fetch.py owner/name models/name"),
+    (["data", "LLM=some-model", "N=50"], "generate.py --model some-model --n 50 --out data/llm.jsonl"),
+    (["train", "PRESET=paper", "RUN=big", "BASE=owner/name"],
+     "train.py --base models/name --data data/synthetic.jsonl --out runs/big --resume"),
+    (["eval", "TASKS=SciFact"], "--tasks data/mteb/SciFact --out results/demo-SciFact.json"),
+    (["eval", "TASKS=eng-v1"], "--tasks data/mteb --benchmark eng-v1 --out results/demo-eng-v1.json"),
+])
+def test_make_runs_what_readme_says(goal, wanted):
+    done = subprocess.run(["make", "-nB", *goal], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and wanted in done.stdout, done.stdout + done.stderr
+
+
+def test_files_that_readme_names_are_here():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:tools/)?\w+\.(?:py|md|sh)\b", readme))
+    assert named and all((ROOT / name).exists() for name in named), named
