@@ -65,7 +65,7 @@ def parse_arguments(argv):
     add("--batch-tokens", type=int, help="tokens of a forward pass (default: 4096 on a CPU, 16384 on a GPU)")
     add("--corpus-chunk", type=int, default=8192, help="documents held at a time")
     add("--instruct", default="released", choices=("released", "queries", "both", "none"),
-        help="texts with the instruction: all but retrieval's documents; nor reranking's (mteb 2); all; none")
+        help="texts with the instruction: all but retrieval's documents; nor reranking's; all; none")
     add("--normalize", default="released", choices=("released", "always", "never"),
         help="unit vectors: for all kinds but classification; for all; for none")
     add("--dim", type=int, nargs="+", default=[0], help="keep the first so many values of a vector (0: all)")
@@ -335,7 +335,7 @@ def score_summarization(task, encoder, args):
     rows = read_test(task, human_summaries=[str], machine_summaries=[str], relevance=[NUMBER])
     for row in rows:
         if not row["human_summaries"] or len(row["machine_summaries"]) != len(row["relevance"]):
-            raise UserError(f"{task['folder']}: each text needs human summaries, and a rating for each other")
+            raise UserError(f"{task['folder']}: a text needs human summaries, and a rating for each other")
     sides = [[prompted(task, row, row[side], args) for row in rows]
              for side in ("human_summaries", "machine_summaries")]
     vectors = encoder.embed([pair for side in sides for row in side for pair in row], normalized(task, args))

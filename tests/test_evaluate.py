@@ -655,7 +655,8 @@ dist.destroy_process_group()
 @pytest.mark.slow
 def test_two_processes_score_as_one(tmp_path):
     (tmp_path / "shards.py").write_text(SHARDS)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tools'}", "OMP_NUM_THREADS": "1"}
+    path = f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tools'}"
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     subprocess.run(
         [
             sys.executable,

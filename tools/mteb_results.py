@@ -1,4 +1,4 @@
-"""tools/mteb_results.py: evaluate.py's JSON -> result files in MTEB's own format, which its tools and board read.
+"""tools/mteb_results.py: evaluate.py's JSON -> result files in MTEB's own format.
 
     python tools/mteb_results.py results/full.json --name me/my-model --revision 1 --out results/mteb
 
@@ -17,14 +17,16 @@ LANGUAGES = {"en": "eng-Latn", "default": "eng-Latn", "en-en": "eng-Latn"}
 
 
 def task_result(name: str, parts: dict[str, dict], table: dict) -> dict:
-    """MTEB's TaskResult of one task: `parts` maps a subset ("default" where there is one only) to its scores."""
+    """MTEB's TaskResult of one task: `parts` maps a subset ("default" if there are none) to its scores."""
     task = table.get(name, {})
     scores = []
     for subset, found in parts.items():
         values = {metric: value for metric, value in found.items() if isinstance(value, (int, float))}
         seconds = values.pop("seconds", 0)
-        scores.append({**values, "hf_subset": subset, "languages": [LANGUAGES.get(subset, "und-Zyyy")]})
-    revision = task.get("revision") or next(iter(task.get("parts", {"": {}}).values())).get("revision", "local")
+        languages = [LANGUAGES.get(subset, "und-Zyyy")]
+        scores.append({**values, "hf_subset": subset, "languages": languages})
+    holder = next(iter(task["parts"].values())) if "parts" in task else task
+    revision = holder.get("revision", "local")
     return {"dataset_revision": revision, "task_name": name, "mteb_version": "plain-e5",
             "scores": {task.get("split", "test"): scores}, "evaluation_time": seconds, "kg_co2_emissions": None}
 
