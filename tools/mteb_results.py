@@ -28,7 +28,8 @@ def task_result(name: str, parts: dict[str, dict], table: dict) -> dict:
     holder = next(iter(task["parts"].values())) if "parts" in task else task
     revision = holder.get("revision", "local")
     return {"dataset_revision": revision, "task_name": name, "mteb_version": "plain-e5",
-            "scores": {task.get("split", "test"): scores}, "evaluation_time": seconds, "kg_co2_emissions": None}
+            "scores": {task.get("split", "test"): scores}, "evaluation_time": seconds,
+            "kg_co2_emissions": None}
 
 
 def write(results: dict, names: dict[str, str], revision: str, out: Path) -> list[Path]:
@@ -54,14 +55,14 @@ def main(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("results", type=Path, help="what evaluate.py wrote with --out")
-    parser.add_argument("--name", default="plain-e5", help="organisation of the models' names, or a whole name")
+    parser.add_argument("--name", default="plain-e5", help="an organisation, or organisation/model")
     parser.add_argument("--revision", default="no_revision")
     parser.add_argument("--out", type=Path, default=Path("results/mteb"))
     args = parser.parse_args(argv)
     results = read_json(args.results)
     whole = "/" in args.name
     if whole and len(results) > 1:
-        raise UserError(f"--name {args.name}: {args.results} holds {len(results)} models; give an organisation only")
+        raise UserError(f"--name {args.name}: {len(results)} models in {args.results}; give an organisation only")
     names = {model: args.name if whole else f"{args.name}/{model}" for model in results}
     print(f"{len(write(results, names, args.revision, args.out))} result files in {args.out}")
 
