@@ -62,7 +62,7 @@ def main(argv=None):
     results = read_json(args.results)
     whole = "/" in args.name
     if whole and len(results) > 1:
-        raise UserError(f"--name {args.name}: {len(results)} models in {args.results}; give an organisation only")
+        raise UserError(f"--name {args.name}: {len(results)} models in {args.results}; name an organisation")
     names = {model: args.name if whole else f"{args.name}/{model}" for model in results}
     print(f"{len(write(results, names, args.revision, args.out))} result files in {args.out}")
 
