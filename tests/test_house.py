@@ -60,5 +60,5 @@ def test_make_runs_what_readme_says(goal, wanted):
 
 def test_files_that_readme_names_are_here():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"\b(?:tools/)?\w+\.(?:py|md|sh)\b", readme))
+    named = set(re.findall(r"\b(?:tools/|tests/)?\w+\.(?:py|md|sh)\b", readme))
     assert named and all((ROOT / name).exists() for name in named), named
