@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +7,9 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 import mistral_tokenizer
+
+# A shell's background job ignores Ctrl-C, and so would every process that these tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
