@@ -37,7 +37,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 import metrics
-from model import Embedder, UserError, read_json, replace_file
+from model import Embedder, UserError, command, read_json, replace_file
 
 CATEGORIES = {                        # kind -> MTEB's name for it, in the order of the paper's Table 1
     "classification": "Classification", "clustering": "Clustering",
@@ -113,25 +113,28 @@ def fits(value, kind) -> bool:
     return isinstance(value, kind)
 
 
-def read_rows(path: Path, **kinds):
-    """Yield the objects of a JSON lines file; each must hold the given keys, with values that fit."""
+def read_lines(path: Path):
+    """Yield (number, line) of each line that is not blank."""
     try:
         with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.isspace():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{path}:{number}: not JSON ({error})") from None
-                for key, kind in kinds.items():
-                    if not isinstance(row, dict) or not fits(row.get(key), kind):
-                        raise UserError(f"{path}:{number}: {key!r} is missing or of the wrong type")
-                yield row
+            yield from ((number, line) for number, line in enumerate(file, 1) if not line.isspace())
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+
+
+def read_rows(path: Path, **kinds):
+    """Yield the objects of a JSON lines file; each must hold the given keys, with values that fit."""
+    for number, line in read_lines(path):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: not JSON ({error})") from None
+        for key, kind in kinds.items():
+            if not isinstance(row, dict) or not fits(row.get(key), kind):
+                raise UserError(f"{path}:{number}: {key!r} is missing or of the wrong type")
+        yield row
 
 
 def read_test(task: dict, **kinds) -> list[dict]:
@@ -145,11 +148,7 @@ def read_test(task: dict, **kinds) -> list[dict]:
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     """BEIR's judgements: query id -> {document id: grade}; query-id, corpus-id, score between tabs."""
     qrels = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', 'not UTF-8')}") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in read_lines(path):
         try:
             query, document, grade = line.split("\t")
             qrels.setdefault(query, {})[document] = int(float(grade))
@@ -161,18 +160,23 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     return qrels
 
 
+def check_ids(path: Path) -> int:
+    """Read a corpus or queries once -> number of rows: all must be whole, and no two may share an _id.
+
+    Held are 8 bytes a row, the hash of its id; where two agree, a second look tells whether the ids do.
+    """
+    hashes = np.fromiter((hash(row["_id"]) for row in read_rows(path, _id=str, text=str)), np.int64)
+    hashes.sort()
+    twice, seen = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist()), set()
+    for row in read_rows(path) if twice else ():
+        if row["_id"] in seen:
+            raise UserError(f"{path}: two rows have the _id {row['_id']!r}: remove or rename one")
+        if hash(row["_id"]) in twice:
+            seen.add(row["_id"])
+    return len(hashes)
+
+
 # ------------------------------------------------------------------------------------- texts -> vectors
-
-class Vectors:
-    """Vectors of distinct (prompt, text) pairs; calling it looks up a list of pairs: [n, D]."""
-
-    def __init__(self, pairs: list[tuple[str, str]], matrix: torch.Tensor):
-        self.row = {pair: i for i, pair in enumerate(pairs)}
-        self.matrix = matrix
-
-    def __call__(self, pairs) -> torch.Tensor:
-        return self.matrix[[self.row[pair] for pair in pairs]]
-
 
 class Encoder:
     """An Embedder with what a long evaluation needs: progress, a cache on disk, several processes."""
@@ -180,7 +184,8 @@ class Encoder:
     def __init__(self, embedder, args, tasks: list[dict]):
         self.embedder, self.args = embedder, args
         self.rank, self.world = rank_and_world()
-        self.label, self.dim, self.quantize = "", 0, "none"
+        self.dim, self.quantize = 0, "none"
+        self.texts = self.cut = 0                                    # embedded so far; cut at max_length
         files = [path for task in tasks for path in task["folder"].glob("*.jsonl")]
         with open(files[0], encoding="utf-8", errors="replace") as file:
             text = file.read(8192) or "empty"
@@ -204,8 +209,8 @@ class Encoder:
         stored = {"none": 4 * size, "int8": size + 4, "binary": math.ceil(size / 8)}[self.quantize]
         return "".join(f" {what}" for what in (self.dim, self.quantize) if what not in (0, "none")), stored
 
-    def embed(self, pairs, normalize=True, share=True) -> Vectors:
-        """Embed each distinct (prompt, text) once, longest first, in blocks.
+    def embed(self, task, pairs, share=True):
+        """Embed each distinct (prompt, text) once, longest first -> a function: n of the pairs -> [n, D].
 
         share: the ranks split the blocks and exchange vectors; otherwise this rank does all of them.
         """
@@ -219,33 +224,43 @@ class Encoder:
             if self.rank == 0 and time.time() - shown > 5:
                 shown = time.time()
                 left = (shown - start) / (done + 1) * (len(blocks) - done - 1)     # the longest come first
-                print(f"  {self.label}: {done + 1} of {len(blocks)} blocks of {BLOCK} texts, "
+                print(f"  {task['name']}: {done + 1} of {len(blocks)} blocks of {BLOCK} texts, "
                       f"{shown - start:.0f} s, at most {left:.0f} s left", file=sys.stderr, flush=True)
-        if share and self.world > 1:
-            matrix = matrix.to(self.embedder.device)                 # rows of other ranks are zero here
-            dist.all_reduce(matrix)
-            matrix = matrix.cpu()
+        matrix = self.sum_over_ranks(matrix) if share else matrix    # rows of other ranks are zero here
         if not matrix.isfinite().all():
-            raise UserError(f"{self.label}: the model yields infinities or NaN; try --dtype float32")
+            raise UserError(f"{task['name']}: the model yields infinities or NaN; try --dtype float32")
         matrix = matrix[:, :self.dim or None]                        # Matryoshka cut, before the norm
-        return Vectors(pairs, F.normalize(matrix, dim=1) if normalize else matrix)
+        unit = {"always": True, "never": False}.get(self.args.normalize, task["kind"] != "classification")
+        matrix, row = F.normalize(matrix, dim=1) if unit else matrix, {pair: i for i, pair in enumerate(pairs)}
+        return lambda wanted: matrix[[row[pair] for pair in wanted]]
 
     def block(self, pairs) -> torch.Tensor:
         """Vectors of one block, from the cache if they lie there, unnormalised: [n, D]."""
-        prompts, texts = map(list, zip(*pairs))
-        if self.args.cache:
-            key = hashlib.sha256(json.dumps([self.identity, pairs]).encode()).hexdigest()
-            path = self.args.cache / key[:2] / f"{key}.npy"
-            if path.exists():
-                return torch.from_numpy(np.load(path))
-        size = self.args.batch_tokens or (4096 if self.embedder.device.type == "cpu" else 16384)
-        vectors = self.embedder.encode(texts, prompts, normalize=False, tokens_per_chunk=size)
-        if self.args.cache:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path.with_suffix(f".{self.rank}.tmp"), "wb") as file:
-                np.save(file, vectors.numpy())
-            os.replace(file.name, path)
+        key = hashlib.sha256(json.dumps([self.identity, pairs]).encode()).hexdigest()
+        path = (self.args.cache or Path()) / key[:2] / f"{key}.npz"
+        if self.args.cache and path.exists():
+            with np.load(path) as found:
+                vectors, cut = torch.from_numpy(found["vectors"]), int(found["cut"])
+        else:
+            prompts, texts = map(list, zip(*pairs))
+            before = self.embedder.cut
+            vectors = self.embedder.encode(texts, prompts, normalize=False,
+                                           tokens_per_chunk=self.args.batch_tokens)
+            cut = self.embedder.cut - before
+            if self.args.cache:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with open(path.with_suffix(f".{self.rank}.tmp"), "wb") as file:
+                    np.savez(file, vectors=vectors.numpy(), cut=cut)
+                os.replace(file.name, path)
+        self.texts, self.cut = self.texts + len(pairs), self.cut + cut
         return vectors
+
+    def sum_over_ranks(self, matrix: torch.Tensor) -> torch.Tensor:
+        if self.world == 1:
+            return matrix
+        matrix = matrix.to(self.embedder.device)
+        dist.all_reduce(matrix)
+        return matrix.cpu()
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -265,14 +280,10 @@ def prompted(task: dict, row: dict, texts, args, document=False) -> list[tuple[s
     return [(prompt, text) for text in ([texts] if isinstance(texts, str) else texts)]
 
 
-def normalized(task: dict, args) -> bool:
-    return args.normalize == "always" or args.normalize == "released" and task["kind"] != "classification"
-
-
 def embed_columns(task, rows, encoder, args, *columns) -> list[torch.Tensor]:
     """One [n, D] for each of the columns that hold a text a row."""
     pairs = [[pair for row in rows for pair in prompted(task, row, row[column], args)] for column in columns]
-    vectors = encoder.embed(sum(pairs, []), normalized(task, args))
+    vectors = encoder.embed(task, sum(pairs, []))
     return [metrics.quantize(vectors(column), encoder.quantize) for column in pairs]
 
 
@@ -338,7 +349,7 @@ def score_summarization(task, encoder, args):
             raise UserError(f"{task['folder']}: a text needs human summaries, and a rating for each other")
     sides = [[prompted(task, row, row[side], args) for row in rows]
              for side in ("human_summaries", "machine_summaries")]
-    vectors = encoder.embed([pair for side in sides for row in side for pair in row], normalized(task, args))
+    vectors = encoder.embed(task, [pair for side in sides for row in side for pair in row])
     found, p_values = [], []
     for row, human, machine in zip(rows, *sides):
         human, machine = (metrics.quantize(vectors(side), encoder.quantize) for side in (human, machine))
@@ -364,7 +375,7 @@ def score_reranking(task, encoder, args):
         raise UserError(f"{task['folder']}: no row has both positive and negative texts")
     queries = [prompted(task, row, row["query"], args) for row in used]
     documents = [prompted(task, row, row["positive"] + row["negative"], args, document=True) for row in used]
-    vectors = encoder.embed([pair for row in queries + documents for pair in row], normalized(task, args))
+    vectors = encoder.embed(task, [pair for row in queries + documents for pair in row])
     found = []
     for row, query, document in zip(used, queries, documents):
         query = F.normalize(vectors(query), dim=1)
@@ -383,34 +394,31 @@ def document_text(row: dict) -> str:
 def score_retrieval(task, encoder, args):
     """nDCG@10 of the best documents by cosine. The corpus passes through in chunks; see `search`."""
     qrels = read_qrels(task["folder"] / "qrels" / f"{task['split']}.tsv")
-    queries = read_rows(task["folder"] / "queries.jsonl", _id=str, text=str)
-    queries = [row for row in queries if row["_id"] in qrels]
-    judged = {row["_id"] for row in queries}
-    if not queries or len(judged) < len(queries):
-        problem = "two queries share an id" if queries else "none is judged"
-        raise UserError(f"{task['folder']}/queries.jsonl: {problem}")
+    corpus, asked = task["folder"] / "corpus.jsonl", task["folder"] / "queries.jsonl"
+    check_ids(asked)
+    queries = [row for row in read_rows(asked) if row["_id"] in qrels]
+    if not queries:
+        raise UserError(f"{asked}: none is judged in qrels/{task['split']}.tsv")
+    size = check_ids(corpus)
     pairs = [prompted(task, row, row["text"], args)[0] for row in queries]
-    query_vectors = encoder.embed(pairs, normalized(task, args))(pairs).to(encoder.embedder.device)
-    corpus = task["folder"] / "corpus.jsonl"
+    query_vectors = encoder.embed(task, pairs)(pairs).to(encoder.embedder.device)
 
     def chunks():
         """(number of the first document, vectors [n, D]) of this rank's share of the corpus."""
-        rows = read_rows(corpus, _id=str, text=str)
-        for number, (first, rows) in enumerate(metrics.in_chunks(rows, args.corpus_chunk)):
+        for number, (first, rows) in enumerate(metrics.in_chunks(read_rows(corpus), args.corpus_chunk)):
             if number % encoder.world == encoder.rank:
                 pairs = [prompted(task, {}, document_text(row), args, document=True)[0] for row in rows]
-                vectors = encoder.embed(pairs, normalized(task, args), share=False)
+                part = {**task, "name": f"{task['name']}, documents from {first:,} of {size:,}"}
+                vectors = encoder.embed(part, pairs, share=False)
                 yield first, metrics.quantize(vectors(pairs).to(encoder.embedder.device), encoder.quantize)
 
     scores, numbers = metrics.search(query_vectors, chunks(), TOP_K, encoder.quantize == "binary")
     # Ids are looked up only now, by reading the corpus again, so that memory does not grow with it.
-    wanted = set(numbers.flatten().tolist())
+    wanted = set(numbers.unique().tolist())
     ids = {i: row["_id"] for i, row in enumerate(read_rows(corpus)) if i in wanted}
-    if len(set(ids.values())) < len(ids):
-        raise UserError(f"{corpus}: two documents share an id")
     found = {"ndcg_at_10": [], "recall_at_100": [], "map_at_1000": []}
-    for row, row_scores, row_numbers in zip(queries, scores.tolist(), numbers.tolist()):
-        run = {ids[n]: score for n, score in zip(row_numbers, row_scores) if n >= 0}
+    for row, row_scores, row_numbers in zip(queries, scores, numbers):
+        run = {ids[n]: score for n, score in zip(row_numbers.tolist(), row_scores.tolist()) if n >= 0}
         if task.get("ignore_identical_ids"):
             run.pop(row["_id"], None)
         ranking, relevance = metrics.trec_ranking(run), qrels[row["_id"]]
@@ -418,7 +426,7 @@ def score_retrieval(task, encoder, args):
         found["recall_at_100"].append(metrics.recall(relevance, ranking, 100))
         found["map_at_1000"].append(metrics.ranked_average_precision(relevance, ranking))
     means = {name: round(sum(values) / len(values), 5) for name, values in found.items()}
-    return {**means, "skipped": len(qrels.keys() - judged)}          # judged queries that are not there
+    return {**means, "skipped": len(qrels) - len(queries)}           # judged queries that are not there
 
 
 SCORERS = {
@@ -434,7 +442,7 @@ def evaluate(encoder: Encoder, tasks: list[dict], args) -> dict:
     """Score one model: {"average", "categories", "tasks", "details"}; None where a score is undefined."""
     details = {}
     for task in tasks:
-        start, encoder.label = time.time(), task["name"]
+        start, texts, cut = time.time(), encoder.texts, encoder.cut
         scores = SCORERS[task["kind"]](task, encoder, args)
         metric = task.get("metric") or next(iter(scores))
         if metric not in scores:
@@ -442,10 +450,15 @@ def evaluate(encoder: Encoder, tasks: list[dict], args) -> dict:
             raise UserError(f"{task['folder']}/task.json: metric {metric!r}; {has}")
         scores = {"main_score": scores[metric], **scores}
         scores = {name: None if score != score else score for name, score in scores.items()}        # nan
-        details[task["name"]] = {**scores, "seconds": round(time.time() - start, 1)}
-        skipped = f", {scores['skipped']} rows or queries skipped" if scores.get("skipped") else ""
-        score, seconds = percent(scores["main_score"]), time.time() - start
-        say(f"  {task['name']}: {metric} {score} ({seconds:.0f} s{skipped})")
+        counts = encoder.sum_over_ranks(torch.tensor([encoder.texts - texts, encoder.cut - cut])).tolist()
+        seconds = time.time() - start
+        details[task["name"]] = {**scores, "texts": counts[0], "cut": counts[1], "seconds": round(seconds, 1)}
+        notes = [f"{seconds:.0f} s"]
+        if scores.get("skipped"):
+            notes.append(f"{scores['skipped']} rows or queries skipped")
+        if counts[1]:
+            notes.append(f"{counts[1]} of {counts[0]} texts cut at {args.max_length} tokens")
+        say(f"  {task['name']}: {metric} {percent(scores['main_score'])} ({', '.join(notes)})")
     scores = {name: score["main_score"] for name, score in details.items()}
     categories = {task["name"]: CATEGORIES[task["kind"]] for task in tasks}
     return {**metrics.averages(scores, categories), "details": details}
@@ -536,8 +549,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    command(main)

@@ -21,7 +21,7 @@ import evaluate
 import hub
 import metrics
 import passkey
-from model import UserError
+from model import UserError, command
 
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "data" / "mini"
@@ -29,7 +29,7 @@ MINI = ROOT / "data" / "mini"
 
 class HashEmbedder:
     """Stands in for a model: the text alone decides its vector, word by word, so equal texts tie exactly."""
-    device, words = torch.device("cpu"), {}
+    device, words, cut = torch.device("cpu"), {}, 0
 
     def __init__(self, size=64):
         self.size, self.calls = size, 0
@@ -329,15 +329,13 @@ def test_which_texts_get_the_instruction(tmp_path, flag, query, retrieved, reran
 
 
 def test_normalisation_follows_the_released_models_scoring():
-    embedder = HashEmbedder()
-    args = evaluate.parse_arguments(["m"])
-    for kind, flag, wanted in (("sts", "released", True), ("classification", "released", False),
-                               ("classification", "always", True), ("sts", "never", False)):
+    args, pairs = evaluate.parse_arguments(["m"]), [("", "a b")]
+    encoder = evaluate.Encoder(HashEmbedder(), args, evaluate.find_tasks([str(MINI / "STS")]))
+    for kind, flag, unit in (("sts", "released", True), ("classification", "released", False),
+                             ("classification", "always", True), ("sts", "never", False)):
         args.normalize = flag
-        assert evaluate.normalized({"kind": kind}, args) is wanted
-    encoder = evaluate.Encoder(embedder, args, evaluate.find_tasks([str(MINI / "STS")]))
-    assert encoder.embed([("", "a b")], normalize=True).matrix.norm() == pytest.approx(1)
-    assert encoder.embed([("", "a b")], normalize=False).matrix.norm() > 2
+        norm = float(encoder.embed({"name": "", "kind": kind}, pairs)(pairs).norm())
+        assert norm == pytest.approx(1) if unit else norm > 2
 
 
 def test_a_rerun_takes_its_vectors_from_the_cache(tmp_path):
@@ -428,7 +426,7 @@ STS_ROW = '{"sentence1": "a", "sentence2": "b", "score": 1}\n'
         (
             {"kind": "retrieval"},
             {"queries": [{"_id": "q", "text": "a"}] * 2, "qrels": "q\td\t1\n"},
-            "two queries share an id",
+            "queries.jsonl: two rows have the _id 'q'",
         ),
         (
             {"kind": "retrieval"},
@@ -437,7 +435,7 @@ STS_ROW = '{"sentence1": "a", "sentence2": "b", "score": 1}\n'
                 "qrels": "q\td\t1\n",
                 "corpus": [{"_id": "d", "text": "a"}, {"_id": "d", "text": "b"}],
             },
-            "two documents share an id",
+            "corpus.jsonl: two rows have the _id 'd'",
         ),
     ],
 )
@@ -447,6 +445,33 @@ def test_bad_input_gets_one_clear_line(tmp_path, task, files, complaint):
     with pytest.raises(UserError, match=complaint) as raised:
         run(tmp_path)
     assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
+
+
+def test_ids_whose_hashes_agree_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "hash", lambda _: 7, raising=False)
+    task = write_task(tmp_path / "R", {"kind": "retrieval"}, qrels="q\td\t1\n",
+                      queries=[{"_id": "q", "text": "a"}, {"_id": "unjudged", "text": "b"}],
+                      corpus=[{"_id": "d", "text": "a"}, {"_id": "e", "text": "b"}])
+    assert run(task)["average"] == 1.0
+    with open(task / "corpus.jsonl", "a") as file:
+        file.write('{"_id": "d", "text": "twin"}\n')
+    with pytest.raises(UserError, match="two rows have the _id 'd'"):
+        run(task)
+
+
+def test_texts_cut_at_the_limit_are_counted_and_reported(smollm2, tmp_path, capsys):
+    """The pairs are "short", two long texts and one that stands twice: 2 of 3 are cut, cached or not."""
+    rows = [{"sentence1": "short", "sentence2": "word " * 20, "score": 0},
+            {"sentence1": "short", "sentence2": "another " * 6, "score": 1}]
+    write_task(tmp_path / "S", {"kind": "sts"}, test=rows)
+    write_task(tmp_path / "T", {"kind": "sts"}, test=[{**rows[0], "sentence2": "brief"}] * 2)
+    flags = ["--tasks", str(tmp_path), "--max-length", "6", "--device", "cpu"]
+    for _ in range(2):
+        evaluate.main([str(smollm2), *flags, "--cache", str(tmp_path / "cache"), "--out",
+                       str(tmp_path / "o.json")])
+        found = json.loads((tmp_path / "o.json").read_text())[smollm2.name]["details"]
+        assert [(found[name]["cut"], found[name]["texts"]) for name in "ST"] == [(2, 3), (0, 2)]
+        assert capsys.readouterr().out.count("2 of 3 texts cut at 6 tokens") == 1
 
 
 def test_qrels_to_unknown_documents_lower_the_ideal_as_in_the_reference(tmp_path):
@@ -467,6 +492,18 @@ def test_nan_vectors_are_refused():
             return super().vector(text) * np.nan
     with pytest.raises(UserError, match="infinities or NaN"):
         run(MINI / "STS", embedder=Broken())
+
+
+@pytest.mark.parametrize("error, code, said", [
+    (UserError("mend it"), 2, ": mend it\n"), (FileNotFoundError(2, "No such file", "x.txt"), 2, "'x.txt'\n"),
+    (KeyboardInterrupt(), 130, "")])
+def test_a_script_ends_without_a_traceback(error, code, said, capsys):
+    def main():
+        raise error
+    with pytest.raises(SystemExit) as stopped:
+        command(main)
+    found = capsys.readouterr().err
+    assert stopped.value.code == code and found.endswith(said) and found.count("\n") == said.count("\n")
 
 
 def test_the_command_prints_one_line_and_exits_with_2():
@@ -635,6 +672,48 @@ def test_a_million_vectors_pass_in_fixed_memory():
         [sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 40_000, f"{done.stdout} kB"
+
+
+CORPUS = """
+import json, resource, sys, zlib
+from pathlib import Path
+import torch
+import evaluate
+folder, documents = Path(sys.argv[1]), int(sys.argv[2])
+class Sketch:                                     # the text's checksum decides its vector
+    device, cut = torch.device("cpu"), 0
+    def encode(self, texts, prompts="", normalize=False, tokens_per_chunk=0):
+        sums = torch.tensor([zlib.crc32(text.encode()) for text in texts])
+        return torch.sin(sums[:, None] % 9973 * torch.arange(1, 9) + sums[:, None] // 9973).float()
+(folder / "qrels").mkdir()
+(folder / "task.json").write_text('{"name": "Large", "kind": "retrieval"}')
+with open(folder / "corpus.jsonl", "w") as file:
+    file.writelines(json.dumps({"_id": f"d{i}", "title": f"Title {i}", "text": f"text {i} " * 9}) + "\\n"
+                    for i in range(documents))
+with open(folder / "queries.jsonl", "w") as file:
+    file.writelines(json.dumps({"_id": f"q{i}", "text": f"Title {i} " + (f"text {i} " * 9).strip()}) + "\\n"
+                    for i in range(20))
+(folder / "qrels/test.tsv").write_text("".join(f"q{i}\\td{i}\\t1\\n" for i in range(20)))
+args = evaluate.parse_arguments(["m", "--tasks", str(folder)])
+tasks = evaluate.find_tasks(args.tasks)
+scores = evaluate.evaluate(evaluate.Encoder(Sketch(), args, tasks), tasks, args)["details"]["Large"]
+assert scores["recall_at_100"] == 1 and scores["texts"] == documents + 20, scores
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_a_retrieval_task_needs_no_more_memory_for_a_larger_corpus(tmp_path):
+    """From disk to score, peak memory in kB: the texts alone of the 300,000 documents more are 33 MB in the
+    file, and a set of their ids takes 44 MB; what may grow is a hash of 8 bytes a document."""
+    peaks = []
+    for documents in (20_000, 320_000):
+        folder = tmp_path / str(documents)
+        folder.mkdir()
+        done = subprocess.run([sys.executable, "-c", CORPUS, folder, str(documents)], cwd=ROOT,
+                              capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.split()[-1]))
+    assert peaks[1] - peaks[0] < 12_000, peaks
 
 
 SHARDS = """

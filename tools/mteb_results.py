@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))                     # model.py stands one folder up
-from model import UserError, read_json  # noqa: E402
+from model import UserError, command, read_json  # noqa: E402
 
 LANGUAGES = {"en": "eng-Latn", "default": "eng-Latn", "en-en": "eng-Latn"}
 
@@ -21,8 +21,9 @@ def task_result(name: str, parts: dict[str, dict], table: dict) -> dict:
     task = table.get(name, {})
     scores = []
     for subset, found in parts.items():
-        values = {metric: value for metric, value in found.items() if isinstance(value, (int, float))}
-        seconds = values.pop("seconds", 0)
+        seconds = found["seconds"]
+        values = {metric: value for metric, value in found.items()
+                  if isinstance(value, (int, float)) and metric not in ("seconds", "texts", "cut", "skipped")}
         languages = [LANGUAGES.get(subset, "und-Zyyy")]
         scores.append({**values, "hf_subset": subset, "languages": languages})
     holder = next(iter(task["parts"].values())) if "parts" in task else task
@@ -68,8 +69,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"mteb_results.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    command(main)
