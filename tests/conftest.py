@@ -7,6 +7,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 import mistral_tokenizer
+from model import command
 
 # A shell's background job ignores Ctrl-C, and so would every process that these tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -17,6 +18,15 @@ TOOLS = Path(__file__).resolve().parents[1] / "tools"
 def run_tool(name: str, *args) -> subprocess.CompletedProcess:
     """Run one of tools/ as a user would; the caller looks at its exit code."""
     return subprocess.run([sys.executable, TOOLS / name, *map(str, args)], capture_output=True, text=True)
+
+
+def complaint(capsys, main, *arguments) -> str:
+    """The one line with which a script's `main` refuses its arguments, as a user sees it."""
+    with pytest.raises(SystemExit) as stopped:
+        command(lambda: main([str(argument) for argument in arguments]))
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1
+    return said
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def refused(done, tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert not (tmp_path / "models" / "tiny").exists()
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ")
+    assert last.startswith("fetch.py: ")
     return last
 
 

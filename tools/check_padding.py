@@ -5,8 +5,8 @@
 
 Every text is embedded alone, in one batch with all the others, and at several chunk sizes, in every dtype on
 every device there is. For each the table gives the largest relative difference (norm of the difference over
-norm of the vector) and the least cosine to the same text alone, then to float32 on the CPU. Alone and
-together take other kernels, so rounding differs in the dtype's last digits; a padding or mask fault shows in
+norm of the vector) and the least cosine to the same text alone, then to the first dtype on the first device:
+float32 on the CPU, unless --dtypes and --devices say otherwise. Alone and together take other kernels, so rounding differs in the dtype's last digits; a padding or mask fault shows in
 the first. Exits with 1 where a difference is above the dtype's bound.
 """
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from model import Embedder, UserError  # noqa: E402
+from model import Embedder, UserError, command  # noqa: E402
 
 BOUNDS = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}    # neighbours must not move a vector further
 CHUNKS = (1, 256, 2048, 1 << 30)                                 # tokens: alone, few, more, one batch
@@ -59,19 +59,15 @@ def main(argv=None):
     parser.add_argument("--texts", type=Path, help="a file of texts, one a line")
     parser.add_argument("--dtypes", nargs="+", choices=list(BOUNDS), default=list(BOUNDS))
     parser.add_argument("--max-length", type=int, default=512, help="tokens a text, BOS and EOS included")
+    there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    parser.add_argument("--devices", nargs="+", choices=there, default=there, help="the first is the reference")
     args = parser.parse_args(argv)
-    try:
-        texts = args.texts.read_text(encoding="utf-8").splitlines() if args.texts else TEXTS
-        if not texts:
-            raise UserError(f"{args.texts}: no texts")
-        devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-        good = check(args.model, texts, devices, args.dtypes, args.max_length)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    if not good:
+    texts = args.texts.read_text(encoding="utf-8").splitlines() if args.texts else TEXTS
+    if not texts:
+        raise UserError(f"{args.texts}: no texts")
+    if not check(args.model, texts, args.devices, args.dtypes, args.max_length):
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

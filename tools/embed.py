@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from model import Embedder, UserError, replace_file  # noqa: E402
+from model import Embedder, UserError, command, replace_file  # noqa: E402
 
 QUERY_PROMPT = "Given a web search query, retrieve relevant passages that answer the query"
 
@@ -108,20 +108,16 @@ def main(argv=None):
         sub.add_argument("--at-once", type=int, default=1024, help="texts sorted by length together")
     search_parser.add_argument("query", nargs="+")
     args = parser.parse_args(argv)
-    try:
-        for flag in ("at_once", "top"):
-            if getattr(args, flag, 1) < 1:
-                raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least 1")
-        if getattr(args, "out", None) and args.out.suffix != ".npy":
-            raise UserError(f"--out {args.out}: a name that ends in .npy, or leave it out for JSON lines")
-        embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype,
-                                 max_length=args.max_length)
-        {"encode": encode, "search": search}[args.verb](args, embedder)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    for flag in ("at_once", "top"):
+        if getattr(args, flag, 1) < 1:
+            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least 1")
+    if getattr(args, "out", None) and args.out.suffix != ".npy":
+        raise UserError(f"--out {args.out}: a name that ends in .npy, or leave it out for JSON lines")
+    embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype,
+                             max_length=args.max_length)
+    {"encode": encode, "search": search}[args.verb](args, embedder)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)       # `| head` ends it quietly
-    main()
+    command(main)

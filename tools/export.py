@@ -27,7 +27,8 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from model import Embedder, Linear, UserError, find_base, instruct, open_safetensors, read_json  # noqa: E402
+from model import (Embedder, Linear, UserError, command, find_base, instruct, open_safetensors,  # noqa: E402
+                   read_json)
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 POOLING_MODES = {"last": "lasttoken", "mean": "mean_tokens", "weighted-mean": "weightedmean_tokens"}
@@ -165,13 +166,8 @@ def main(argv=None):
     parser.add_argument("--prompt", action="append", default=[], metavar="NAME=INSTRUCTION",
                         help=f"a named prompt for queries; repeatable (always there: {QUERY})")
     parser.add_argument("--shard-gb", type=float, default=5, help="size of a weights file at most")
-    args = parser.parse_args(argv)
-    try:
-        export(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    export(parser.parse_args(argv))
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from model import Config, UserError, read_json  # noqa: E402
+from model import Config, UserError, command, read_json  # noqa: E402
 
 
 def download(base: str, part: Path, *wanted: str) -> None:
@@ -48,15 +48,11 @@ def main():
     parser.add_argument("base", help="the model's id on the hub, as in mistralai/Mistral-7B-v0.1")
     parser.add_argument("out", type=Path, help="folder to write")
     args = parser.parse_args()
-    try:
-        if args.out.exists():
-            raise UserError(f"{args.out}: already there; remove it to fetch it again")
-        fetch(args.base, args.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if args.out.exists():
+        raise UserError(f"{args.out}: already there; remove it to fetch it again")
+    fetch(args.base, args.out)
     print(f"{args.out}: {args.base}")
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

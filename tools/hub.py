@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))                     # model.py stands one folder up
-from model import UserError, read_json  # noqa: E402
+from model import UserError, command, read_json  # noqa: E402
 
 FORMATS = (".jsonl", ".jsonl.gz", ".json.gz", ".json", ".tsv", ".tsv.gz", ".parquet")
 COLUMNS = {                                       # kind -> our column: what other layouts call it
@@ -225,8 +225,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"hub.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    command(main)

@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
 from metrics import search  # noqa: E402
-from model import Embedder, UserError, replace_file  # noqa: E402
+from model import Embedder, UserError, command, replace_file  # noqa: E402
 from train import Examples, text_hash  # noqa: E402
 
 
@@ -157,33 +157,29 @@ def main(argv=None):
     add("--dtype", help="float32, bfloat16, float16 (default: float32 on a CPU)")
     add("--device", help="default: cuda where there is one")
     args = parser.parse_args(argv)
-    try:
-        if not 1 <= args.ranks[0] <= args.ranks[1]:
-            raise UserError(f"--ranks {args.ranks[0]} {args.ranks[1]}: FIRST from 1, LAST not before it")
-        for flag in ("negatives", "chunk"):
-            if getattr(args, flag) < 1:
-                raise UserError(f"--{flag} {getattr(args, flag)}: must be at least 1")
-        for path in args.data:
-            if not Path(path).is_file():
-                raise UserError(f"{path}: no such file")
-        if not args.out.parent.is_dir():
-            raise UserError(f"--out {args.out}: no such folder {args.out.parent}")
-        examples = Examples(args.data, args.prompt, args.skip_bad_lines)
-        embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype,
-                                 max_length=args.max_length)
-        counts = []
+    if not 1 <= args.ranks[0] <= args.ranks[1]:
+        raise UserError(f"--ranks {args.ranks[0]} {args.ranks[1]}: FIRST from 1, LAST not before it")
+    for flag in ("negatives", "chunk"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag} {getattr(args, flag)}: must be at least 1")
+    for path in args.data:
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such file")
+    if not args.out.parent.is_dir():
+        raise UserError(f"--out {args.out}: no such folder {args.out.parent}")
+    examples = Examples(args.data, args.prompt, args.skip_bad_lines)
+    embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype,
+                             max_length=args.max_length)
+    counts = []
 
-        def write(path):
-            with open(path, "w", encoding="utf-8") as file:
-                counts.append(mine(args, embedder, examples, file))
-        replace_file(args.out, write)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    def write(path):
+        with open(path, "w", encoding="utf-8") as file:
+            counts.append(mine(args, embedder, examples, file))
+    replace_file(args.out, write)
     found, short = counts[0]
     print(f"{args.out}: {len(examples):,} rows, {found:,} negatives mined, {short:,} rows with fewer than "
           f"{args.negatives}, {examples.skipped:,} lines skipped")
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

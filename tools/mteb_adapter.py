@@ -17,7 +17,7 @@ from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 from mteb.types import PromptType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from model import Embedder, UserError  # noqa: E402
+from model import Embedder, command  # noqa: E402
 
 
 class MTEBModel:
@@ -70,8 +70,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"mteb_adapter.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    command(main)

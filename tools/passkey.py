@@ -5,8 +5,11 @@
 
 A document of a given number of tokens is filler with one person's pass key hidden at a random depth; a query
 asks for that person's key. Every document of the length is a candidate. Documents are generated, so none are
-downloaded. --rope-theta and --sliding-window repeat the paper's Figure 5, which changes the model so without
-training it. Reported is the top-1 accuracy; a tie or an undefined score is a miss.
+downloaded. --rope-theta and --sliding-window (0: none) repeat the paper's Figure 5, which changes the model so
+without training it. Reported is the top-1 accuracy; a tie or an undefined score is a miss.
+
+Documents are written and embedded a few at a time, so memory is that of one forward pass: one text of 32,768
+tokens at the longest.
 """
 import argparse
 import json
@@ -19,20 +22,21 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from model import Embedder, UserError, replace_file  # noqa: E402
+from model import Embedder, UserError, command, replace_file  # noqa: E402
 
 FILLER = ("The meadow is wide. ", "The clouds drift past. ", "The river is slow. ", "We walk along it. ",
           "Then we walk home. ")
 FIRST = ("Ada", "Bruno", "Chidi", "Dora", "Emil", "Farah", "Gustav", "Hana", "Ivo", "Jun", "Kemi", "Luis",
          "Mina", "Nils", "Olga", "Pavel", "Quinn", "Rosa", "Said", "Tove")
 LAST = ("Abbott", "Brandt", "Castro", "Duarte", "Eriksen", "Fofana", "Greco", "Haddad", "Ivanova", "Jansen")
+AT_ONCE = 16384                                       # tokens written and embedded before the next documents
 QUESTION = "what is the pass key for {name}?"
 
 
 def document(name: str, key: int, tokens: int, count, draw: random.Random) -> str:
     """Filler of at most `tokens` tokens around the key. count: text -> its number of tokens."""
     fact = f"{name}'s pass key is {key}. Remember it. {key} is the pass key for {name}. "
-    cost = count("".join(FILLER * 20)) / (20 * len(FILLER))      # tokens of a sentence
+    cost = (count("".join(FILLER * 20)) - count("")) / (20 * len(FILLER))        # tokens of a sentence
     sentences = max(0, int((tokens - count(fact)) / cost))
     while True:
         lines = [FILLER[i % len(FILLER)] for i in range(sentences)]
@@ -63,10 +67,18 @@ def accuracy(embedder, tokens: int, queries: int, candidates: int, prompt: str, 
 
     def count(text):
         return len(embedder.tokenize([text])[0])
-    documents = [document(name, draw.randint(100, 99_999), tokens, count, draw) for name in names]
     asked = draw.sample(range(candidates), queries)              # the gold document may stand anywhere
     q = embedder.encode([QUESTION.format(name=names[i]) for i in asked], prompt)
-    return top1(q @ embedder.encode(documents).T, asked)
+    at_once, found, start, shown = max(1, AT_ONCE // tokens), [], time.time(), time.time()
+    for first in range(0, candidates, at_once):
+        found.append(embedder.encode([document(name, draw.randint(100, 99_999), tokens, count, draw)
+                                      for name in names[first:first + at_once]]))
+        done, now = min(first + at_once, candidates), time.time()
+        if now - shown > 5 and done < candidates:
+            left, shown = (now - start) * (candidates - done) / done, now
+            print(f"{tokens:>6} tokens: {done} of {candidates} documents, about {left:.0f} s left",
+                  file=sys.stderr, flush=True)
+    return top1(q @ torch.cat(found).T, asked)
 
 
 def main(argv=None):
@@ -79,7 +91,7 @@ def main(argv=None):
     add("--candidates", type=int, default=100, help="documents of each length, at most 200")
     add("--prompt", default="Given a question, retrieve passages that answer it", help="of the queries")
     add("--rope-theta", type=float, help="the base of the rotary angles, in place of the model's")
-    add("--sliding-window", type=int, help="the attention window, in place of the model's")
+    add("--sliding-window", type=int, help="the attention window, in place of the model's; 0: none")
     add("--device")
     add("--dtype", choices=("float32", "bfloat16", "float16"))
     add("--seed", type=int, default=0)
@@ -90,9 +102,9 @@ def main(argv=None):
     if min(args.lengths) < 64:
         raise UserError("--lengths: a document needs 64 tokens or more")
     overrides = {"rope_theta": args.rope_theta, "sliding_window": args.sliding_window}
-    overrides = {key: value for key, value in overrides.items() if value is not None}
-    embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype, max_length=max(args.lengths),
-                             **overrides)
+    overrides = {key: value or None for key, value in overrides.items() if value is not None}
+    embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype,
+                             max_length=2 * max(args.lengths), **overrides)      # a cut could hide a key
     found = {}
     for tokens in args.lengths:
         start = time.time()
@@ -100,15 +112,11 @@ def main(argv=None):
         chance = 1 / args.candidates
         print(f"{tokens:>6} tokens: top-1 {100 * found[tokens]:5.1f} ({time.time() - start:.0f} s, by luck "
               f"{100 * chance:.1f} +- {100 * math.sqrt(chance / args.queries):.1f})", flush=True)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        result = {"model": args.model, **overrides, "accuracy": found}
-        replace_file(args.out, lambda path: path.write_text(json.dumps(result, indent=1)))
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            result = {"model": args.model, **overrides, "accuracy": found}
+            replace_file(args.out, lambda path: path.write_text(json.dumps(result, indent=1)))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"passkey.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    command(main)
