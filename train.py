@@ -32,7 +32,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from model import (POOLINGS, Embedder, Linear, UserError, at_least_float32, copy_lora, length_chunks,
+from model import (POOLINGS, Decoder, Embedder, Linear, UserError, at_least_float32, copy_lora, length_chunks,
                    load_adapter, open_safetensors, read_json, replace_file)
 
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "4090": 165, "V100": 112}
@@ -69,8 +69,7 @@ def options(argv=None) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     # what the paper ablates or leaves open
     add("--pooling", choices=POOLINGS, default="last")
-    add("--instruction", choices=("task", "none", "prefix"), default="task",
-        help="before a query: its task, nothing, or the prefix of its task type (Table 5)")
+    add("--instruction", choices=("task", "none", "prefix"), default="task", help="before a query: Table 5")
     add("--both-sides", action="store_true",
         help="documents of sts and bitext get the instruction too, as in MTEB; the paper leaves them bare")
     add("--prompt", default="", help="instruction of examples that bring none")
@@ -78,8 +77,7 @@ def options(argv=None) -> argparse.Namespace:
         help="homogeneous: one task type (or file) a batch, left-overs mixed")
     add("--no-mask", action="store_true", help="count known positives of the same query as negatives too")
     add("--mask-margin", type=float, help="drop negatives that score above the positive's cosine + margin")
-    add("--matryoshka", type=int, nargs="*", default=[], metavar="DIM",
-        help="average the loss over these cuts of the vector too")
+    add("--matryoshka", type=int, nargs="*", default=[], metavar="DIM", help="train these cuts too")
     # the machine
     add("--tokens-per-chunk", type=int, default=8192,
         help="padded tokens with a graph in memory: lower it if memory runs out; it changes no negatives")
@@ -171,8 +169,9 @@ class Examples:
                             raise UserError(f"{path}:{number}: {error} (or --skip-bad-lines)") from None
                         self.skipped, example = self.skipped + 1, None
                     if example:
-                        group = example["type"] or path.name
-                        places.append((file, offset, self.group_names.setdefault(group, len(self.group_names))))
+                        name = example["type"] or path.name
+                        group = self.group_names.setdefault(name, len(self.group_names))
+                        places.append((file, offset, group))
                         keys.append(text_hash(example["prompt"] + "\0" + example["query"]))
                         owners += [keys[-1]] * len(example["pos"])
                         positives += [text_hash(text) for text in example["pos"]]
@@ -392,56 +391,68 @@ def held_out(embedder: Embedder, examples: Examples, args) -> tuple[float, float
 
 # ------------------------------------------------------------------------------------- the run's folder
 
-def save_checkpoint(out: Path, embedder: Embedder, optimizer, scaler, step: int) -> None:
+@dataclass
+class Run:
+    """What stays the same over a run's steps."""
+    args: argparse.Namespace
+    embedder: Embedder
+    parameters: list[torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler    # of the loss, in float16; idle otherwise
+    rank: int
+    world: int
+    steps: int                      # the last step's number
+    weights: int                    # parameters in the base's matrix products
+    peak: float                     # FLOP/s of all GPUs together, 0 where unknown
+
+
+def save_checkpoint(run: Run, step: int) -> None:
     """All that a resume needs in one file that is replaced whole; then the adapter, derived from it."""
     tensors = {}
-    for name, parameter in embedder.decoder.lora_parameters().items():
-        tensors[name] = parameter.detach()
-        for key, value in optimizer.state[parameter].items():                  # step, exp_avg, exp_avg_sq
-            tensors[f"{name}/{key}"] = value
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    state = {"step": step, "scaler": scaler.state_dict()}
-    replace_file(out / "checkpoint.safetensors",
-                 lambda path: save_file(tensors, path, {"state": json.dumps(state)}))
-    embedder.save_adapter(out)
+    for name, parameter in run.embedder.decoder.lora_parameters().items():
+        tensors[name] = parameter.detach().cpu().contiguous()
+        for key, value in run.optimizer.state[parameter].items():              # step, exp_avg, exp_avg_sq
+            tensors[f"{name}/{key}"] = value.cpu().contiguous()
+    state = {"state": json.dumps({"step": step, "scaler": run.scaler.state_dict()})}
+    replace_file(run.args.out / "checkpoint.safetensors", lambda path: save_file(tensors, path, state))
+    run.embedder.save_adapter(run.args.out)
 
 
-def load_checkpoint(out: Path, embedder: Embedder, optimizer, scaler) -> int:
+def load_checkpoint(run: Run) -> int:
     """Put adapter, optimizer and loss scale back as they were; returns the number of steps done."""
-    path = out / "checkpoint.safetensors"
+    path = run.args.out / "checkpoint.safetensors"
     with open_safetensors(path) as file:
         state = json.loads((file.metadata() or {}).get("state", "{}"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     if "step" not in state:
         raise UserError(f"{path}: not a checkpoint of train.py")
-    copy_lora(embedder.decoder, {n: t for n, t in tensors.items() if "/" not in n}, path)
-    for name, parameter in embedder.decoder.lora_parameters().items():
+    copy_lora(run.embedder.decoder, {n: t for n, t in tensors.items() if "/" not in n}, path)
+    for name, parameter in run.embedder.decoder.lora_parameters().items():
         for key in ("step", "exp_avg", "exp_avg_sq"):
             # step is a CPU scalar, or a device one for the fused kernel: as Adam's own loader puts it
-            optimizer.state[parameter][key] = tensors[f"{name}/{key}"].to(parameter.device)
-    scaler.load_state_dict(state["scaler"])
+            run.optimizer.state[parameter][key] = tensors[f"{name}/{key}"].to(parameter.device)
+    run.scaler.load_state_dict(state["scaler"])
     return state["step"]
 
 
 def open_run(args, config: dict) -> bool:
     """Check or make the run's folder; True where a checkpoint is to be gone on from."""
-    out = args.out
+    out, going_on = args.out, False
     if (out / "config.json").exists():
         before = read_json(out / "config.json")
         changed = [key for key in config if key not in FREE_FLAGS and before.get(key) != config[key]]
-        if args.resume and not changed:
-            replace_file(out / "config.json", lambda path: path.write_text(json.dumps(config, indent=2)))
-            return (out / "checkpoint.safetensors").exists()
-        if not args.overwrite:
+        going_on = args.resume and not changed
+        if not going_on and not args.overwrite:
             why = f"made with another {', '.join(changed)}" if args.resume else "a run is here already"
             raise UserError(f"{out}: {why}: " + ("" if args.resume else "--resume goes on with it, ")
                             + "--overwrite starts anew, or choose another --out")
-        shutil.rmtree(out)
+        if not going_on:
+            shutil.rmtree(out)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: not empty and not a run: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     replace_file(out / "config.json", lambda path: path.write_text(json.dumps(config, indent=2)))
-    return False
+    return going_on and (out / "checkpoint.safetensors").exists()
 
 
 def cut_log(path: Path, step: int) -> None:
@@ -462,8 +473,75 @@ def start_ranks(args) -> tuple[int, int]:
         if on_gpu:
             args.device = f"cuda:{os.environ['LOCAL_RANK']}"
             torch.cuda.set_device(args.device)
+            # a lost rank raises where it is waited for; NCCL's own watchdog would abort the process
+            os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=args.timeout))
     return rank, world
+
+
+def load_model(args) -> Embedder:
+    """The frozen base with an adapter to train: a fresh one, or --init-adapter's."""
+    embedder = Embedder.load(args.base, device=args.device, dtype=args.dtype, max_length=args.max_length,
+                             pooling=args.pooling)
+    decoder = embedder.decoder
+    if args.init_adapter:
+        load_adapter(decoder, args.init_adapter)
+    else:
+        decoder.add_lora(args.lora_rank, args.lora_alpha, args.lora_dropout, seed=args.seed)
+    decoder.activation_checkpointing = args.activation_checkpointing
+    if args.compile or (args.compile is None and embedder.device.type == "cuda"):
+        for block in decoder.layers:
+            block.compile(dynamic=True)
+    decoder.train()
+    return embedder
+
+
+def lora_size(decoder: Decoder) -> tuple[int, int]:
+    """(adapted projections, trainable parameters): rank * (in + out) each, 41,943,040 for the paper."""
+    adapted = [module for name, module in decoder.named_modules()
+               if isinstance(module, Linear) and name.rsplit(".", 1)[1] in decoder.lora["target_modules"]]
+    wanted = sum(decoder.lora["r"] * sum(module.weight.shape) for module in adapted)
+    found = sum(p.numel() for p in decoder.parameters() if p.requires_grad)
+    if found != wanted:
+        raise UserError(f"{found:,} parameters would be trained; rank {decoder.lora['r']} on {len(adapted)} "
+                        f"projections makes {wanted:,}: the adapter does not fit this base")
+    return len(adapted), found
+
+
+def start_run(args, examples: Examples, steps: int, rank: int, world: int) -> tuple[Run, int]:
+    """The run, ready for its next step, and the number of steps done."""
+    embedder = load_model(args)
+    decoder, device, dtype = embedder.decoder, embedder.device, embedder.decoder.norm.weight.dtype
+    projections, trainable = lora_size(decoder)
+    parameters = list(decoder.lora_parameters().values())
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    tflops = args.peak_tflops or next((peak for name, peak in PEAK_TFLOPS.items() if name in gpu), 0)
+    weights = sum(module.weight.numel() for module in decoder.modules() if isinstance(module, Linear))
+    run = Run(args, embedder, parameters, optimizer, scaler, rank, world, steps, weights,
+              tflops * 1e12 * world)
+    resuming = [False]
+    if rank == 0:
+        config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "device"}
+        resuming = [open_run(args, config | {"data_fingerprint": examples.fingerprint, "world_size": world})]
+    if world > 1:
+        dist.broadcast_object_list(resuming)
+    step = load_checkpoint(run) if resuming[0] else 0
+    if rank == 0:
+        cut_log(args.out / "log.jsonl", step)
+        print(f"base     {args.base}: {len(decoder.layers)} layers, {weights:,} weights in matrix products, "
+              f"{str(dtype)[6:]} on {world} x {device.type}\n"
+              f"adapter  {trainable:,} parameters on {projections} projections\n"
+              f"data     {len(examples):,} examples of {len(examples.group_names)} groups, "
+              f"{examples.skipped:,} lines skipped\n"
+              f"steps    {steps:,} of {args.batch_size:,} queries, from {step:,}; "
+              f"{args.tokens_per_chunk:,} tokens a chunk, at most {args.max_length} a text", flush=True)
+    if device.type == "cuda":
+        dry_step(embedder, args)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)      # a rank without rows still joins the sum
+    return run, step
 
 
 def dry_step(embedder: Embedder, args) -> None:
@@ -492,6 +570,58 @@ def show(line: dict, steps: int) -> None:
           f"{mfu}{held}  left {int(left) // 60}m{int(left) % 60:02d}s", flush=True)
 
 
+def batches_ahead(examples: Examples, plan: list, first: int, run: Run):
+    """Yield the batches of plan[first:]. While one is trained on, the next is read and tokenised."""
+    with ThreadPoolExecutor(1) as reader:
+        futures = (reader.submit(prepare, examples, plan[step], run.embedder.tokenize, run.args, step,
+                                 run.rank, run.world) for step in range(first, len(plan)))
+        coming = next(futures, None)
+        while coming:
+            batch, coming = coming.result(), next(futures, None)
+            yield batch
+
+
+def training_step(run: Run, batch: Batch, step: int, stop: list[int], started: float) -> dict:
+    """Gradients, their sum over the ranks, one update; returns what is logged. step counts from 1. `stop`,
+    this rank's signals, gets one where another rank has one."""
+    args, device, scaler, optimizer = run.args, run.embedder.device, run.scaler, run.optimizer
+    targets, valid = torch.arange(batch.queries, device=device), batch.valid.to(device)
+
+    def loss(vectors):
+        return matryoshka(lambda q, d: info_nce(q, d, targets, args.temperature, valid, args.mask_margin),
+                          vectors[:batch.queries], vectors[batch.queries:], args.matryoshka)
+
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.param_groups[0]["lr"] = lr = learning_rate(step - 1, run.steps, args)
+    keep_tokens = args.tokens_per_chunk if args.keep_tokens is None else args.keep_tokens
+    scale = scaler.scale(torch.ones((), device=device)) if scaler.is_enabled() else 1.0
+    key = args.seed, step - 1, run.rank
+    value, vectors, padded, drift = cached_gradients(
+        run.embedder.embed, batch, loss, args.tokens_per_chunk, keep_tokens, key, scale)
+    counts = torch.tensor([sum(map(len, batch.rows)), *padded, len(stop)], dtype=torch.float32, device=device)
+    if run.world > 1:
+        sum_over_ranks([*(p.grad for p in run.parameters), counts])
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(run.parameters, args.max_grad_norm or torch.inf)
+    scaler.step(optimizer)
+    scaler.update()
+
+    q, d = vectors[:batch.queries], vectors[batch.queries:]
+    figures = {"loss": value, "accuracy": in_batch_accuracy(q, d, targets, valid), "spread": spread(vectors),
+               "chance_loss": valid.sum(1).log().mean(), "grad_norm": norm, "replay_difference": drift}
+    found = torch.cat([torch.stack(list(figures.values())).float(), counts]).tolist()  # the step's only wait
+    real, once, twice, stopping = found[len(figures):]
+    if stopping and not stop:
+        stop.append(signal.SIGTERM)
+    seconds = time.perf_counter() - started
+    line = {"step": step, **dict(zip(figures, found)), "lr": lr, "seconds": seconds, "tokens": int(real),
+            "tokens_per_second": real / seconds, "padding": 1 - real / once}
+    if run.peak:                # a forward is 2N a token, a backward 2N: the base has no weight gradient
+        line["mfu"] = 2 * run.weights * (2 * once + twice) / seconds / run.peak
+        line["mfu_useful"] = 4 * run.weights * real / seconds / run.peak
+    return line
+
+
 def train(args) -> int:
     """The whole run; returns the exit code: 0, or 128 + the signal that stopped it after a checkpoint."""
     rank, world = start_ranks(args)
@@ -499,123 +629,32 @@ def train(args) -> int:
     held = Examples([str(args.eval_data)], args.prompt, args.skip_bad_lines) if args.eval_data else None
     plan = [numbers for epoch in range(args.epochs) for numbers in
             plan_epoch(examples, args.batch_size, args.batches == "homogeneous", args.seed, epoch)]
-    steps = min(len(plan), args.max_steps or len(plan))
-
-    embedder = Embedder.load(args.base, device=args.device, dtype=args.dtype, max_length=args.max_length,
-                             pooling=args.pooling)
-    decoder, device = embedder.decoder, embedder.device
-    dtype = decoder.norm.weight.dtype
-    if args.init_adapter:
-        load_adapter(decoder, args.init_adapter)
-    else:
-        decoder.add_lora(args.lora_rank, args.lora_alpha, args.lora_dropout, seed=args.seed)
-    decoder.activation_checkpointing = args.activation_checkpointing
-    if args.compile or (args.compile is None and device.type == "cuda"):
-        for block in decoder.layers:
-            block.compile(dynamic=True)
-    parameters = list(decoder.lora_parameters().values())
-    linears = [module for module in decoder.modules() if isinstance(module, Linear)]
-    weights = sum(linear.weight.numel() for linear in linears)
-    optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-
-    resuming = [False]
-    if rank == 0:
-        config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "device"}
-        resuming = [open_run(args, config | {"data_fingerprint": examples.fingerprint, "world_size": world})]
-    if world > 1:
-        dist.broadcast_object_list(resuming)
-    step = load_checkpoint(args.out, embedder, optimizer, scaler) if resuming[0] else 0
-    keep_tokens = args.tokens_per_chunk if args.keep_tokens is None else args.keep_tokens
-    peak = args.peak_tflops
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        peak = peak or next((tflops for gpu, tflops in PEAK_TFLOPS.items() if gpu in name), None)
-    if rank == 0:
-        cut_log(args.out / "log.jsonl", step)
-        log = open(args.out / "log.jsonl", "a")
-        print(f"base     {args.base}: {len(decoder.layers)} layers, {weights:,} weights in matrix products, "
-              f"{str(dtype)[6:]} on {world} x {device.type}\n"
-              f"adapter  {sum(p.numel() for p in parameters):,} parameters on {len(linears)} projections\n"
-              f"data     {len(examples):,} examples of {len(examples.group_names)} groups, "
-              f"{examples.skipped:,} lines skipped\n"
-              f"steps    {steps:,} of {args.batch_size:,} queries, from {step:,}; "
-              f"{args.tokens_per_chunk:,} tokens a chunk, at most {args.max_length} a text", flush=True)
-
+    run, step = start_run(args, examples, min(len(plan), args.max_steps or len(plan)), rank, world)
+    log = open(args.out / "log.jsonl", "a") if rank == 0 else None
     stop = []                                             # SIGTERM, SIGINT: finish the step, save, leave
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, frame: stop.append(n) if not stop else sys.exit(128 + n))
-    decoder.train()
-    if device.type == "cuda":
-        dry_step(embedder, args)
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)      # a rank without rows still joins the sum
-
-    def ahead(step):                                      # the next batch is read and tokenised meanwhile
-        if step < steps:
-            return reader.submit(prepare, examples, plan[step], embedder.tokenize, args, step, rank, world)
-
-    with ThreadPoolExecutor(1) as reader:
-        coming = ahead(step)
-        while step < steps and not stop:
-            started = time.perf_counter()
-            batch, coming = coming.result(), ahead(step + 1)
-            targets, valid = torch.arange(batch.queries, device=device), batch.valid.to(device)
-
-            def contrast(q, d):
-                return info_nce(q, d, targets, args.temperature, valid, args.mask_margin)
-
-            def loss(vectors):
-                return matryoshka(contrast, vectors[:batch.queries], vectors[batch.queries:], args.matryoshka)
-
-            optimizer.zero_grad(set_to_none=False)
-            optimizer.param_groups[0]["lr"] = lr = learning_rate(step, steps, args)
-            scale = scaler.scale(torch.ones((), device=device)) if scaler.is_enabled() else 1.0
-            key = (args.seed, step, rank)
-            value, vectors, (once, twice), drift = cached_gradients(
-                embedder.embed, batch, loss, args.tokens_per_chunk, keep_tokens, key, scale)
-            real = sum(len(row) for row in batch.rows)
-            counts = torch.tensor([real, once, twice, len(stop)], dtype=torch.float32, device=device)
-            if world > 1:
-                sum_over_ranks([*(p.grad for p in parameters), counts])
-            scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm or torch.inf)
-            scaler.step(optimizer)
-            scaler.update()
-            step += 1
-
-            q, d = vectors[:batch.queries], vectors[batch.queries:]
-            figures = torch.stack([value, in_batch_accuracy(q, d, targets, valid), spread(vectors),
-                                   valid.sum(1).log().mean(), norm, drift])
-            figures = torch.cat([figures.float(), counts]).tolist()            # the step's only wait
-            names = ("loss", "accuracy", "spread", "chance_loss", "grad_norm", "replay_difference")
-            real, once, twice, stopping = figures[6:]
-            seconds = time.perf_counter() - started
-            line = {"step": step, **dict(zip(names, figures)), "lr": lr, "seconds": seconds,
-                    "tokens": int(real), "tokens_per_second": real / seconds, "padding": 1 - real / once}
-            if peak:            # a forward is 2N a token, a backward 2N: the base has no weight gradient
-                line["mfu"] = 2 * weights * (2 * once + twice) / seconds / (peak * 1e12 * world)
-                line["mfu_useful"] = 4 * weights * real / seconds / (peak * 1e12 * world)
-            watched = [line["loss"]] if scaler.is_enabled() else [line["loss"], line["grad_norm"]]
-            if not all(map(math.isfinite, watched)):      # float16 overflows now and then; its scaler copes
-                raise bad_batch(args.out, line, batch, examples)
-            if stopping and not stop:
-                stop.append(signal.SIGTERM)               # another rank was told to
-            if held and step % args.eval_every == 0:
-                line["eval_loss"], line["eval_accuracy"] = held_out(embedder, held, args)
-            if rank == 0:
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-                show(line, steps)
-                if step % args.checkpoint_every == 0 or step == steps or stop:
-                    save_checkpoint(args.out, embedder, optimizer, scaler, step)
-    if step < steps:
+    batches = batches_ahead(examples, plan[:run.steps], step, run)
+    while step < run.steps and not stop:
+        started, step = time.perf_counter(), step + 1
+        batch = next(batches)
+        line = training_step(run, batch, step, stop, started)
+        watched = ["loss"] if run.scaler.is_enabled() else ["loss", "grad_norm"]
+        if not all(math.isfinite(line[name]) for name in watched):     # float16 overflows; its scaler copes
+            raise bad_batch(args.out, line, batch, examples)
+        if held and step % args.eval_every == 0:
+            line["eval_loss"], line["eval_accuracy"] = held_out(run.embedder, held, args)
         if rank == 0:
-            print(f"stopped by {signal.Signals(stop[0]).name} after step {step}: --resume goes on from there")
-        return 128 + stop[0]
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+            show(line, run.steps)
+            if step % args.checkpoint_every == 0 or step == run.steps or stop:
+                save_checkpoint(run, step)
+    done = step == run.steps
     if rank == 0:
-        print(f"{args.out}: {steps:,} steps done, adapter saved")
-    return 0
+        print(f"{args.out}: {step:,} steps done, adapter saved" if done else
+              f"stopped by {signal.Signals(stop[0]).name} after step {step}: --resume goes on from there")
+    return 0 if done else 128 + stop[0]
 
 
 def main(argv=None) -> int:
@@ -634,8 +673,9 @@ def main(argv=None) -> int:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        message = (f"rank {os.environ['RANK']} lost another rank ({str(error).splitlines()[0]}): "
-                   f"the last checkpoint stands, --resume goes on from it")
+        reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]   # "[file:line] reason. Advice"
+        message = (f"rank {os.environ['RANK']} lost another rank ({reason}): the last checkpoint, if there "
+                   "is one, stands, and --resume goes on from it")
     print(f"train.py: {message}", file=sys.stderr)
     return 2
 

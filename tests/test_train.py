@@ -2,6 +2,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import get_linear_schedule_with_warmup
 
+import bench_memory
 import train
-from model import Embedder, UserError
+from model import Config, Decoder, Embedder, UserError
 from tiny import random_model, save, tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -318,6 +320,34 @@ def test_two_ranks_give_the_gradient_of_one(base, data, tmp_path, queries, token
     assert queries == 1 or close(gradient2, gradient)
 
 
+@pytest.mark.parametrize("how, lost, reason", [(signal.SIGKILL, 0, "onnection"), (signal.SIGKILL, 1, "onnection"),
+                                               (signal.SIGSTOP, 1, "Timed out")])
+def test_a_lost_rank_ends_the_other_within_the_timeout(base, data, tmp_path, how, lost, reason):
+    """Two processes over gloo, one of them killed, or stopped so that it no longer answers, in mid-run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = [subprocess.Popen(
+        [sys.executable, ROOT / "train.py", "--base", base, "--data", data, "--out", tmp_path / "run", "--batch-size", "8",
+         "--max-length", "32", "--device", "cpu", "--epochs", "10000", "--timeout", "0.05"],            # 3 seconds
+        env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)]
+    try:
+        assert any(line.startswith("step 3/") for line in ranks[0].stdout), ranks[0].stderr.read()
+        ranks[lost].send_signal(how)
+        sent = time.monotonic()
+        _, said = ranks[1 - lost].communicate(timeout=60)
+        assert time.monotonic() - sent < 3 + 10                            # the timeout, and leaving
+        assert ranks[1 - lost].returncode == 2 and said.count("\n") == 1, said
+        assert said.startswith(f"train.py: rank {1 - lost} lost another rank (") and reason in said
+        assert "--resume goes on" in said
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+
+
 # -------------------------------------------------------------------------------------- the run's folder
 
 def test_a_run_moves_lora_and_reloads(base, data, tmp_path):
@@ -392,6 +422,31 @@ def test_training_goes_on_from_an_adapter(base, data, tmp_path):
     assert done.returncode == 0, done.stderr
     a, b = (load_file(tmp_path / run / "adapter_model.safetensors") for run in ("first", "second"))
     assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
+
+
+def test_mistral_7b_at_rank_16_trains_41_943_040_parameters(base, tmp_path):
+    """The paper's figure, on the meta device, where 7B parameters take no memory."""
+    (tmp_path / "config.json").write_text(json.dumps(bench_memory.MISTRAL_7B))
+    with torch.device("meta"):
+        decoder = Decoder(Config.load(tmp_path / "config.json"))
+    decoder.add_lora(16)
+    assert train.lora_size(decoder) == (32 * 7, 41_943_040)
+    decoder.add_lora(8, targets=("q_proj", "v_proj"))                  # over the first: five projections keep rank 16
+    with pytest.raises(UserError, match="would be trained"):
+        train.lora_size(decoder)
+
+
+def test_a_run_checks_what_it_trains_before_it_starts(base, data, tmp_path, monkeypatch):
+    load = train.load_model
+
+    def with_another_parameter(args):
+        embedder = load(args)
+        embedder.decoder.norm.weight.requires_grad_()
+        return embedder
+    monkeypatch.setattr(train, "load_model", with_another_parameter)
+    with pytest.raises(UserError, match="does not fit this base"):
+        train.train(options(base, data, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("more, complaint", [
