@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import bench_gpu
+import fp8
 import train
 from model import Embedder
 
@@ -121,3 +122,37 @@ def test_many_lengths_do_not_recompile(base):
         step(int(rng.integers(2, 12)), int(rng.integers(3, 128)))
     print(f"{before} graphs for the first four shapes, {stats['unique_graphs'] - before} for thirty more")
     assert before <= 8 and stats["unique_graphs"] == before
+
+
+def needs_fp8():
+    if DEVICE == "cuda" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no fp8 units")
+
+
+def test_fp8_products_are_their_emulation():
+    """Forward and input gradient: the chip's kernel, then the same rounding and float32 on the CPU."""
+    needs_fp8()
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((70, 256), (512, 256), (70, 512))
+    x, w, dy = (torch.randn(*shape, generator=generator).bfloat16() for shape in shapes)
+    found = []
+    for device in (DEVICE, "cpu"):
+        ours = x.to(device, copy=True).requires_grad_()
+        y = fp8.Product.apply(ours, *fp8.rowwise(w.to(device)), *fp8.rowwise(w.to(device).T.contiguous()))
+        y.backward(dy.to(device))
+        found.append((y.detach().cpu(), ours.grad.cpu()))
+    assert relative(found[0][0], found[1][0]) < 0.005 and relative(found[0][1], found[1][1]) < 0.005
+    assert 0.01 < relative(found[0][0], x.double() @ w.double().T) < 0.06
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fp8_vectors_and_gradients_are_near(base, compiled):
+    needs_fp8()
+    plain = load(base, "bfloat16")
+    with fp8.loading():
+        rounded = load(base, "bfloat16", compiled)
+    (_, wanted, _), (_, found, drift) = (gradient(e, base, keep_tokens=0) for e in (plain, rounded))
+    vectors = relative(rounded.encode(texts()), plain.encode(texts()))
+    print(f"fp8, compiled={compiled}: vectors differ by {vectors:.1e}, gradients by "
+          f"{relative(found, wanted):.1e}, passes by {drift:.1e}")
+    assert 0 < vectors < 0.15 and 0 < relative(found, wanted) < 0.6 and drift < 0.02

@@ -4,10 +4,12 @@
     python tools/bench_gpu.py train work/7b --tokens-per-chunk 8192 16384 --json train.json
     python tools/bench_gpu.py train work/7b --batch-size 2048 --tokens-per-chunk 1024 --memory-gib 22
     python tools/bench_gpu.py encode work/7b --json encode.json
+    python tools/bench_gpu.py train work/7b --fp8                # the base's products in fp8: tools/fp8.py
 
 Speed and memory do not depend on what the weights are, only on shapes. tools/gpu.sh runs all of it.
 """
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -21,6 +23,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # train.py stands one folder up
+import fp8  # noqa: E402
 import train  # noqa: E402
 from bench_memory import MISTRAL_7B, peak_bytes, write_checkpoint  # noqa: E402
 from model import Embedder, Linear, UserError, replace_file  # noqa: E402
@@ -51,6 +54,13 @@ def ragged_examples(path: Path, rows: int, seed=0) -> None:
             file.write(json.dumps({"query": text(40), "pos": [text(150)], "neg": [text(150)]}) + "\n")
 
 
+def precision(s: dict):
+    """The context in which a base is loaded: as it is, or with its products in fp8 (rounded so on a CPU)."""
+    if s["fp8"] and s["device"] != "cpu":
+        fp8.require_gpu()
+    return fp8.loading() if s["fp8"] else contextlib.nullcontext()
+
+
 def measure_train(s: dict) -> dict:
     """A few steps of train.py in this process: medians past the first step, and the peak memory."""
     device = "cuda" if torch.cuda.is_available() and s["device"] != "cpu" else "cpu"
@@ -64,7 +74,8 @@ def measure_train(s: dict) -> dict:
             "--device", device, "--dtype", s["dtype"], "--batch-size", str(s["batch_size"]),
             "--max-length", str(s["max_length"]), "--max-steps", str(s["steps"]),
             "--tokens-per-chunk", str(s["tokens_per_chunk"]), *s["train_flags"].split()])
-        train.train(args)
+        with precision(s):
+            train.train(args)
         log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     timed = log[1:] or log                                       # the first step compiles
     figures = {key: statistics.median(line[key] for line in timed)
@@ -80,8 +91,9 @@ def measure_train(s: dict) -> dict:
 
 def measure_encode(s: dict) -> dict:
     """Real tokens a second of Embedder.encode over the examples' documents."""
-    embedder = Embedder.load(s["base"], device=None if s["device"] != "cpu" else "cpu", dtype=s["dtype"],
-                             max_length=s["max_length"])
+    with precision(s):
+        embedder = Embedder.load(s["base"], device=None if s["device"] != "cpu" else "cpu", dtype=s["dtype"],
+                                 max_length=s["max_length"])
     with open(f"{s['base']}/examples.jsonl") as file:
         texts = [json.loads(line)["pos"][0] for line in file][:s["batch_size"]]
     tokens = sum(map(len, embedder.tokenize(texts)))
@@ -133,6 +145,7 @@ def main(argv=None):
     add("--tokens-per-chunk", type=int, nargs="+", default=[16384])
     add("--memory-gib", type=float, help="cap the GPU's memory, as if it were a smaller one")
     add("--dtype", default="bfloat16")
+    add("--fp8", action="store_true", help="the base's products in fp8")
     add("--device", help="cpu, to test without a GPU")
     add("--train-flags", default="", help="more flags of train.py")
     add("--json", type=Path)

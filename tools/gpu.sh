@@ -1,12 +1,12 @@
 #!/bin/bash
 # tools/gpu.sh: all GPU checks and measurements in one call, the first the most important.
 #
-#     OUT=results/gpu bash tools/gpu.sh        # one GPU of 80 GB or more, 30 GB of disk, at most 15 minutes
+#     OUT=results/gpu bash tools/gpu.sh        # one GPU of 80 GB or more, 30 GB of disk, at most 19 minutes
 #     STEPS="tests base train" bash tools/gpu.sh                       # only these, in the usual order
 #     OUT=/tmp/dry bash tools/gpu.sh --dry     # tiny sizes on a CPU: is the plumbing sound?
 #
 # Nothing is fetched: weights of Mistral-7B's shape are random, made in place. Needed: torch >= 2.11, numpy,
-# tokenizers, safetensors, requests, pytest; for the last step transformers, peft, sentence-transformers and
+# tokenizers, safetensors, requests, pytest; for the step `peer` transformers, peft, sentence-transformers and
 # datasets. What the machine lacks may lie in gpu-packages/ (pip install --no-deps --target).
 # Each step has its own time limit and leaves $OUT/NAME.json or NAME.log; $OUT/summary.json tells exit codes
 # and seconds (124: out of time).
@@ -24,12 +24,13 @@ BASE="$WORK/base"
 
 if [ "${1:-}" = --dry ]; then
     DEVICE=cpu SHAPE=tiny DTYPE=float32 ROWS=24 BATCH=6 PAPER_BATCH=8 LENGTH=24 ENCODE=24
-    CHUNKS="64 128" SMALL_CHUNK=64 TRAIN_STEPS=2 PEER="--rounds 1 --batch-size 4 --steps 2 --threads 1"
+    CHUNKS="64 128" SMALL_CHUNK=64 TRAIN_STEPS=2 EMULATE=--emulate
+    PEER="--rounds 1 --batch-size 4 --steps 2 --threads 1"
 elif [ $# -gt 0 ]; then
     echo "error: gpu.sh $1: takes --dry or nothing" >&2; exit 2
 else
     DEVICE=cuda SHAPE=7b DTYPE=bfloat16 ROWS=4096 BATCH=256 PAPER_BATCH=2048 LENGTH=512 ENCODE=2048
-    CHUNKS="8192 16384 24576" SMALL_CHUNK=1024 TRAIN_STEPS=3    # 24,576 needs more than 80 GB
+    CHUNKS="8192 16384 24576" SMALL_CHUNK=1024 TRAIN_STEPS=3 EMULATE=    # 24,576 needs more than 80 GB
     PEER="--rounds 1 --batch-size 64 --steps 4 --warmup 2"
     if ! "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
         echo "error: no CUDA device here: --dry tests the steps on a CPU" >&2; exit 2
@@ -64,5 +65,11 @@ step encode 60 "$PYTHON" tools/bench_gpu.py encode "$BASE" $COMMON --batch-size 
     --tokens-per-chunk $CHUNKS --json "$OUT/encode.json"
 step peer 220 "$PYTHON" tools/bench_train.py "$BASE" --data "$BASE/examples.jsonl" $COMMON $PEER \
     --variants tokens --tokens-per-chunk ${CHUNKS%% *} --json "$OUT/peer.json"
+step fp8_train 100 "$PYTHON" tools/bench_gpu.py train "$BASE" $COMMON --batch-size $BATCH \
+    --steps $TRAIN_STEPS --tokens-per-chunk ${CHUNKS%% *} --fp8 --json "$OUT/fp8_train.json"
+step fp8_encode 50 "$PYTHON" tools/bench_gpu.py encode "$BASE" $COMMON --batch-size $ENCODE \
+    --tokens-per-chunk ${CHUNKS%% *} --fp8 --json "$OUT/fp8_encode.json"
+step fp8_effect 60 "$PYTHON" tools/fp8.py measure "$BASE" --data "$BASE/examples.jsonl" --dtype $DTYPE \
+    --max-length $LENGTH --queries 16 $EMULATE
 cat "$OUT/summary.json"
 exit $failed
