@@ -1,10 +1,13 @@
 """The checks that users can run, run: tools/check_padding.py and tools/bench_memory.py."""
+import json
 import re
 import subprocess
 import sys
 
 import pytest
+import torch
 
+import bench_memory
 import check_padding
 import model
 from conftest import TOOLS
@@ -54,3 +57,67 @@ def test_loading_needs_the_checkpoints_size_once(stored, tmp_path):
 def test_memory_grows_with_the_length_and_not_with_its_square():
     ratios = re.findall(r"16,384 tokens need ([\d.]+) times what 8,192 need", bench("long"))
     assert len(ratios) == 2 and all(1 < float(ratio) <= 2.2 for ratio in ratios)
+
+
+def kept_bytes(decoder, rows: int, length: int) -> int:
+    """What autograd keeps of one forward pass, the decoder's own tensors aside, each piece of memory once."""
+    own = {p.untyped_storage().data_ptr() for p in decoder.parameters()}
+    kept = {}                                     # holds the tensors, so that no address is used twice
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        states = decoder(torch.randint(3, 500, (rows, length)))
+    assert states.requires_grad
+    return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in own)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("changes", [{}, {"head_dim": 48, "num_key_value_heads": 8,
+                                          "intermediate_size": 200}])
+def test_predicted_bytes_per_token_are_those_that_autograd_keeps(dtype, compiled, changes):
+    config = bench_memory.shape_of({**bench_memory.SMALL, "hidden_size": 128, "intermediate_size": 320,
+                                    "num_hidden_layers": 3, **changes})
+    decoder = model.Decoder(config).to(dtype).train()
+    for name, p in decoder.named_parameters():
+        torch.nn.init.normal_(p.requires_grad_(False), std=0.02)
+    decoder.add_lora(8, 16, 0.1)
+    if compiled:
+        torch._dynamo.reset()
+        for block in decoder.layers:
+            block.compile(dynamic=True)
+    few, many = (kept_bytes(decoder, rows, 32) for rows in (4, 20))     # less what no token adds to
+    mask = 1 if compiled else dtype.itemsize
+    wanted = bench_memory.kept_bytes_per_token(config, 8, dtype.itemsize, compiled, mask)
+    assert (many - few) / (16 * 32) == pytest.approx(wanted, rel=0.02)
+
+
+def test_predictions_add_up():
+    c = bench_memory.shape_of(bench_memory.MISTRAL_7B)
+    settings = {"rank": 16, "batch": 2048, "compiled": True}
+    fixed = bench_memory.predicted_bytes(c, 0, **settings)
+    weights, lora = 7_110_660_096 * 2, 41_943_040 * (16 + 2)      # both counts are published
+    assert 0 < fixed - weights - lora < 1e9
+    chunks = [bench_memory.recommended_chunk(c, size, **settings) for size in (16, *bench_memory.GPU_SIZES)]
+    assert chunks[0] == 0 and chunks[1] >= 512 and sorted(chunks) == chunks
+    for size, chunk in zip(bench_memory.GPU_SIZES, chunks[1:]):
+        assert bench_memory.predicted_bytes(c, chunk, **settings) <= 0.92e9 * size - 0.6e9
+        assert bench_memory.predicted_bytes(c, chunk + 256, **settings) > 0.92e9 * size - 0.6e9
+    assert bench_memory.recommended_chunk(c, 80, **settings, itemsize=4) < chunks[3]
+    assert bench_memory.recommended_chunk(c, 80, **{**settings, "compiled": False}) < chunks[3]
+
+
+def test_the_table_shows_what_was_measured_and_what_failed(folder, tmp_path):
+    report = tmp_path / "train.json"
+    report.write_text(json.dumps({"found": [{"tokens_per_chunk": 1000, "peak_bytes": 12_340_000_000},
+                                            {"tokens_per_chunk": 9000, "error": "out of memory"}]}))
+    lines = bench("train", "--measured", report).splitlines()
+    assert [line.split()[0] for line in lines[1:5]] == ["24", "40", "80", "141"]
+    assert all(re.search(r"\d\.\d +-$", line) for line in lines[1:5])
+    assert re.search(r"^ +1,000 +\d+\.\d +12\.3$", lines[5]) and re.search(r"^ +9,000 .* failed$", lines[6])
+    assert float(bench("train", "--base", folder).splitlines()[1].split()[2]) < 24
+    done = subprocess.run([sys.executable, TOOLS / "bench_memory.py", "train", "--base", tmp_path / "none"],
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -1,11 +1,14 @@
-"""tools/bench_memory.py: peak memory of loading a 7B checkpoint, and of long texts, on this machine's CPU.
+"""tools/bench_memory.py: peak memory of loading a 7B checkpoint, of long texts, and of training, predicted.
 
     python tools/bench_memory.py load                   # Mistral-7B's shape, random weights: 14.2 GB of disk
     python tools/bench_memory.py load --stored float16  # as the published E5-Mistral is: all weights are cast
     python tools/bench_memory.py load --layers 2        # a small one, seconds
     python tools/bench_memory.py long                   # 8,192 and 16,384 tokens, windows of 4,096 and 1,024
+    python tools/bench_memory.py train                  # Mistral-7B's shape: --tokens-per-chunk by GPU size
+    python tools/bench_memory.py train --base models/NAME --measured results/gpu/train.json
 
-Each measurement is a process of its own and reads its peak resident size, mapped file pages included (Linux).
+`train` is arithmetic. The other two measure, each time in a process of its own, by its peak resident size,
+mapped file pages included (Linux).
 """
 import argparse
 import json
@@ -20,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from model import Config, Decoder, load_decoder  # noqa: E402
+from model import PROJECTIONS, Config, Decoder, Linear, UserError, load_decoder, read_json  # noqa: E402
 
 MISTRAL_7B = {
     "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
@@ -30,6 +33,7 @@ MISTRAL_7B = {
 SMALL = {**MISTRAL_7B, "vocab_size": 1000, "hidden_size": 512, "intermediate_size": 1536,
          "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2}
 GIB = 2 ** 30
+GPU_SIZES = (24, 40, 80, 141)     # GB of 10^9 bytes, as GPUs are sold
 
 
 def peak_bytes() -> int:
@@ -75,8 +79,7 @@ def measure_load(folder: Path) -> dict:
 
 def measure_long(length: int, window: int) -> dict:
     """One text of so many tokens through two layers of 512 values."""
-    config = Config(**{key: value for key, value in SMALL.items() if key != "model_type"}
-                    | {"sliding_window": window, "head_dim": 64, "tie_word_embeddings": False})
+    config = shape_of({**SMALL, "sliding_window": window})
     decoder = Decoder(config)
     for name, parameter in decoder.named_parameters():
         if "norm" not in name:
@@ -88,18 +91,94 @@ def measure_long(length: int, window: int) -> dict:
     return {"before": before, "used": peak_bytes(), "finite": finite}
 
 
+def shape_of(raw: dict) -> Config:
+    """A Config out of one of the shapes above."""
+    return Config(**{"head_dim": raw["hidden_size"] // raw["num_attention_heads"],
+                     "tie_word_embeddings": False, **{k: v for k, v in raw.items() if k != "model_type"}})
+
+
+def kept_bytes_per_token(c: Config, rank: int, itemsize: int, compiled=True, mask=1) -> int:
+    """Bytes that the graph of one padded token keeps until its backward pass, LoRA on all projections.
+
+    itemsize: of the base's dtype. mask: bytes an element of a dropout mask (eager mode on a CPU keeps it in
+    the dtype). Compiled blocks keep no float32 copy in norms, and compute silu(gate) and its product anew.
+    """
+    D, I, H = c.hidden_size, c.intermediate_size, c.num_attention_heads
+    Q, b = H * c.head_dim, itemsize
+    norms = 2 * (b if compiled else 4) * D + 2 * 4                 # input, in eager float32; 1 / rms
+    inputs = (b + mask) * (D + Q + D)                              # LoRA's z of qkv, of o, of gate and up
+    attention = 4 * b * Q + 4 * H                                  # q, k, v repeated, y; log of the sum
+    mlp = (3 if compiled else 4) * b * I + mask * I                # gate, up, down's z; eager: silu(gate)
+    layer = norms + inputs + attention + mlp + len(PROJECTIONS) * b * rank
+    # the first block's input needs no gradient: no copy for its norm, no mask; the last norm is eager
+    return c.num_hidden_layers * layer + 4 * D - (b if compiled else 4) * D - mask * D
+
+
+def predicted_bytes(c: Config, tokens_per_chunk: int, rank=16, itemsize=2, batch=2048, documents=2,
+                    compiled=True) -> float:
+    """Peak of a training step: base, adapter, a chunk's graph and a layer's worth of work, vectors, scores.
+
+    rank 16, itemsize 2 (bfloat16), batch queries with so many documents each. An estimate: the allocator's
+    gaps and the libraries' work space are not in it.
+    """
+    with torch.device("meta"):
+        decoder = Decoder(c)
+    base = sum(p.numel() for p in decoder.parameters()) * itemsize
+    lora = rank * sum(sum(m.weight.shape) for m in decoder.modules() if isinstance(m, Linear))
+    token = kept_bytes_per_token(c, rank, itemsize, compiled) * (1 + 1 / c.num_hidden_layers)
+    vectors = 3 * 4 * batch * (1 + documents) * c.hidden_size      # float32: vectors, gradient, one copy
+    scores = 6 * 4 * batch * batch * documents                     # cosines, logits, softmax, their gradients
+    # the adapter in float32, its gradient, Adam's two moments; and cast for the products
+    return base + lora * (4 * 4 + itemsize) + tokens_per_chunk * token + vectors + scores
+
+
+def recommended_chunk(c: Config, gigabytes: float, **settings) -> int:
+    """The most tokens per chunk, in 256s, predicted to fit 92 % of a GPU less 0.6 GB for CUDA, or 0."""
+    room = 0.92 * gigabytes * 1e9 - 0.6e9
+    fixed = predicted_bytes(c, 0, **settings)
+    token = (predicted_bytes(c, 1 << 20, **settings) - fixed) / (1 << 20)
+    return max(0, int((room - fixed) / token)) // 256 * 256
+
+
+def train_table(c: Config, measured: Path | None, **settings) -> None:
+    """Print the recommended chunk of each GPU size, and the prediction beside each measurement of gpu.sh."""
+    print("GPU, GB   --tokens-per-chunk   predicted GB   measured GB")
+    found = {one["tokens_per_chunk"]: one.get("peak_bytes") for one in
+             (read_json(measured).get("found", []) if measured else [])}
+    rows = [(f"{size}", recommended_chunk(c, size, **settings)) for size in GPU_SIZES]
+    for name, tokens in rows + [("", tokens) for tokens in found if tokens not in dict(map(reversed, rows))]:
+        if name and not tokens:
+            print(f"{name:>7}   {'too small for this base':>18}")
+            continue
+        predicted, peak = predicted_bytes(c, tokens, **settings) / 1e9, found.get(tokens)
+        measured_gb = f"{peak / 1e9:.1f}" if peak else "failed" if tokens in found else "-"
+        print(f"{name:>7}   {tokens:18,}   {predicted:12.1f}   {measured_gb:>11}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["load", "long", "measure-load", "measure-long"])
+    parser.add_argument("what", choices=["load", "long", "train", "measure-load", "measure-long"])
     parser.add_argument("values", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--stored", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--folder", type=Path, default=Path("checkpoint.tmp"), help="written, then removed")
+    parser.add_argument("--base", type=Path, help="train: a model folder (default: Mistral-7B's shape)")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=2048, help="train: queries a step")
+    parser.add_argument("--eager", action="store_true", help="train: without torch.compile")
+    parser.add_argument("--measured", type=Path, help="train: a report of tools/bench_gpu.py train --json")
     args = parser.parse_args()
     if args.what == "measure-load":
         print(json.dumps(measure_load(Path(args.values[0]))))
     elif args.what == "measure-long":
         print(json.dumps(measure_long(*map(int, args.values))))
+    elif args.what == "train":
+        try:
+            config = Config.load(args.base / "config.json") if args.base else shape_of(MISTRAL_7B)
+            train_table(config, args.measured, rank=args.rank, batch=args.batch_size, compiled=not args.eager)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
     elif args.what == "load":
         try:
             size = write_checkpoint(args.folder, {**MISTRAL_7B, "num_hidden_layers": args.layers},

@@ -60,15 +60,19 @@ class Product(torch.autograd.Function):
         return product(*rowwise(dy), by_column, column_scale, dy.dtype), None, None, None, None
 
 
+# dynamo stumbles over a Function inside the generator of model.Attention; what traces after it does not
+@torch.compiler.allow_in_graph
+def fp8_linear(x, by_row, row_scale, by_column, column_scale):
+    """x [..., in] -> x W^T [..., out]."""
+    y = Product.apply(x.flatten(0, -2), by_row, row_scale, by_column, column_scale)
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
 class Fp8Linear(Linear):
     """model.Linear with the base's product in fp8. Made by `quantise` out of a Linear, in place."""
 
-    def base(self, x):
-        y = Product.apply(x.flatten(0, -2), self.weight, self.row_scale, self.by_column, self.column_scale)
-        return y.view(*x.shape[:-1], -1)
-
     def forward(self, x, z):
-        y = self.base(x)
+        y = fp8_linear(x, self.weight, self.row_scale, self.by_column, self.column_scale)
         if self.lora_A is None:
             return y
         low = self.scaling * nn.functional.linear(z, self.lora_A.to(x.dtype))

@@ -30,7 +30,7 @@ elif [ $# -gt 0 ]; then
     echo "error: gpu.sh $1: takes --dry or nothing" >&2; exit 2
 else
     DEVICE=cuda SHAPE=7b DTYPE=bfloat16 ROWS=4096 BATCH=256 PAPER_BATCH=2048 LENGTH=512 ENCODE=2048
-    CHUNKS="8192 16384 24576" SMALL_CHUNK=1024 TRAIN_STEPS=3 EMULATE=    # 24,576 needs more than 80 GB
+    CHUNKS="8192 4096 16384" SMALL_CHUNK=1024 TRAIN_STEPS=3 EMULATE=    # 16,384 needs more than 80 GB
     PEER="--rounds 1 --batch-size 64 --steps 4 --warmup 2"
     if ! "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
         echo "error: no CUDA device here: --dry tests the steps on a CPU" >&2; exit 2
@@ -71,5 +71,7 @@ step fp8_encode 50 "$PYTHON" tools/bench_gpu.py encode "$BASE" $COMMON --batch-s
     --tokens-per-chunk ${CHUNKS%% *} --fp8 --json "$OUT/fp8_encode.json"
 step fp8_effect 60 "$PYTHON" tools/fp8.py measure "$BASE" --data "$BASE/examples.jsonl" --dtype $DTYPE \
     --max-length $LENGTH --queries 16 $EMULATE
+step memory 20 "$PYTHON" tools/bench_memory.py train --base "$BASE" --batch-size $BATCH \
+    --measured "$OUT/train.json"
 cat "$OUT/summary.json"
 exit $failed
