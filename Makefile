@@ -7,7 +7,9 @@ VENV    ?= .venv
 BASE    ?= smollm2-135m
 LAYERS  ?= 10
 # The training data: recorded answers, or those of a live server: make data LLM=model-name N=requests
-DATA    ?= data/$(if $(LLM),llm,synthetic).jsonl
+# With PUBLIC=1 the paper's 13 public sets stand beside them, with PUBLIC=only alone.
+DATA    ?= $(if $(filter only,$(PUBLIC)),,data/$(if $(LLM),llm,synthetic).jsonl) $(if $(PUBLIC),data/public/flags)
+DATA_ARGS = $(foreach file,$(DATA),$(if $(filter %/flags,$(file)),$$(cat $(file)),--data $(file)))
 RUN     ?= demo
 PRESET  ?= demo
 TASKS   ?= data/mini
@@ -35,11 +37,11 @@ TRAIN_paper :=
 TRAIN_demo  := --batch-size 16 --max-length 64 --lr 2e-3 --warmup-steps 10 --epochs 2 --max-steps 140 \
                --both-sides --tokens-per-chunk 512 --keep-tokens 8192 --overwrite
 EVAL_paper   =
-EVAL_demo    = $(if $(PUBLIC),,--max-length 128)
+EVAL_demo    = $(if $(FROM_HUB),,--max-length 128)
 
 # TASKS are folders, or names out of prompts/tasks.json: tasks, or a whole benchmark.
 ifeq ($(wildcard $(firstword $(TASKS))),)
-PUBLIC  := yes
+FROM_HUB := yes
 FOLDERS := $(if $(filter $(BENCHMARKS),$(TASKS)),data/mteb --benchmark $(TASKS),$(addprefix data/mteb/,$(TASKS)))
 else
 FOLDERS := $(TASKS)
@@ -53,7 +55,7 @@ all: setup base data train eval  ## (default) everything below, in this order: a
 
 setup: $(VENV)/.installed  ## make the virtual environment with the five run-time packages
 base: $(MODEL)/config.json $(if $(findstring /,$(BASE)),,models/smollm2-135m/config.json)  ## get the base model: make base BASE=owner/name takes any from the hub
-data: $(DATA)  ## write the training data: recorded LLM answers, or a live server's with LLM=model-name N=requests
+data: $(DATA)  ## write the training data: recorded LLM answers, or a live server's with LLM=model-name N=requests; PUBLIC=1 adds the paper's public sets
 train: runs/$(RUN)/.finished  ## train the adapter in runs/RUN; PRESET=paper is the paper's recipe, for a GPU
 eval: $(RESULTS)  ## score base and trained model; TASKS=folders or names of public tasks
 
@@ -95,13 +97,18 @@ data/llm.jsonl: always | $(VENV)/.installed
 	@echo "==> data: $(if $(N),$(N),1000) examples of $(LLM), at the speed of its server"
 	$(PY) generate.py --model $(LLM) $(if $(N),--n $(N)) --out $@ $(DATA_FLAGS)
 
+data/public/flags: prompts/public.json tools/public_data.py tools/hub.py | $(VENV)/.installed
+	@echo "==> data: the paper's 13 public sets from the hub into $(@D): tens of GB"
+	@$(PIP) install pyarrow==26.0.1
+	$(PY) tools/public_data.py --out $(@D)
+
 runs/$(RUN)/.finished: $(DATA) $(MODEL)/config.json train.py model.py
 	@echo "==> train: $(MODEL) on $(DATA) -> runs/$(RUN)$(if $(filter demo,$(PRESET)),: about 8 minutes on 2 cores)"
-	$(PY) train.py --base $(MODEL) --data $(DATA) --out runs/$(RUN) --resume $(TRAIN_$(PRESET)) $(TRAIN_FLAGS)
+	$(PY) train.py --base $(MODEL) $(DATA_ARGS) --out runs/$(RUN) --resume $(TRAIN_$(PRESET)) $(TRAIN_FLAGS)
 	@touch $@
 
 $(RESULTS): runs/$(RUN)/.finished evaluate.py metrics.py model.py $(wildcard data/mini/*/* data/mini/*/*/*)
-ifdef PUBLIC
+ifdef FROM_HUB
 	@echo "==> eval: $(TASKS) from the hub into data/mteb, then $(MODEL) and runs/$(RUN) on them"
 	@$(PIP) install pyarrow==26.0.1
 	$(PY) tools/hub.py $(TASKS) --out data/mteb
