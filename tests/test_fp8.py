@@ -120,4 +120,4 @@ def test_from_the_shell(base, data):
     for more in (("measure", base, "--data", data), training):
         done = run(*more)
         assert done.returncode == 2 and done.stderr.count("\n") == 1
-        assert done.stderr.startswith("error: fp8 needs an Ada")
+        assert done.stderr.startswith("fp8.py: fp8 needs an Ada")

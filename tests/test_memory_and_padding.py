@@ -120,4 +120,4 @@ def test_the_table_shows_what_was_measured_and_what_failed(folder, tmp_path):
     assert float(bench("train", "--base", folder).splitlines()[1].split()[2]) < 24
     done = subprocess.run([sys.executable, TOOLS / "bench_memory.py", "train", "--base", tmp_path / "none"],
                           capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and done.stderr.startswith("bench_memory.py: ") and done.stderr.count("\n") == 1

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from model import PROJECTIONS, Config, Decoder, Linear, UserError, load_decoder, read_json  # noqa: E402
+from model import PROJECTIONS, Config, Decoder, Linear, command, load_decoder, read_json  # noqa: E402
 
 MISTRAL_7B = {
     "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
@@ -173,12 +173,8 @@ def main():
     elif args.what == "measure-long":
         print(json.dumps(measure_long(*map(int, args.values))))
     elif args.what == "train":
-        try:
-            config = Config.load(args.base / "config.json") if args.base else shape_of(MISTRAL_7B)
-            train_table(config, args.measured, rank=args.rank, batch=args.batch_size, compiled=not args.eager)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+        config = Config.load(args.base / "config.json") if args.base else shape_of(MISTRAL_7B)
+        train_table(config, args.measured, rank=args.rank, batch=args.batch_size, compiled=not args.eager)
     elif args.what == "load":
         try:
             size = write_checkpoint(args.folder, {**MISTRAL_7B, "num_hidden_layers": args.layers},
@@ -202,4 +198,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

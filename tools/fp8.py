@@ -21,7 +21,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py and train.py stand one folder up
 import model  # noqa: E402
 import train  # noqa: E402
-from model import Decoder, Linear, UserError  # noqa: E402
+from model import Decoder, Linear, UserError, command  # noqa: E402
 
 E4M3_MAX = 448.0
 
@@ -163,23 +163,18 @@ def main(argv=None):
     add("--emulate", action="store_true", help="on the CPU, by rounding and float32 products")
     commands.add_parser("train", help="train.py, its base in fp8; takes train.py's flags", add_help=False)
     args, rest = parser.parse_known_args(argv)
-    try:
-        if not getattr(args, "emulate", False):
-            require_gpu()
-        if args.command == "train":
-            with loading():
-                return train.main(rest)
-        if rest:
-            parser.error(f"unknown: {' '.join(rest)}")
-        m = measure(args.base, args.data, args.queries, args.max_length, args.dtype,
-                    "cpu" if args.emulate else "cuda")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not getattr(args, "emulate", False):
+        require_gpu()
+    if args.command == "train":
+        with loading():
+            return train.main(rest)
+    if rest:
+        parser.error(f"unknown: {' '.join(rest)}")
+    m = measure(args.base, args.data, args.queries, args.max_length, args.dtype,
+                "cpu" if args.emulate else "cuda")
     print(f"{m['queries']} queries, {m['texts']} texts: fp8 moves vectors by {m['vectors']:.1e} and LoRA "
           f"gradients by {m['lora_gradients']:.1e} of their norm (cosine {m['gradient_cosine']:.4f})")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

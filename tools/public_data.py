@@ -4,9 +4,10 @@
     python train.py $(cat data/public/flags) --data data/synthetic.jsonl --base ... --out runs/paper
 
 prompts/public.json names the copy on the hub, and of each set the files, the share that is drawn (Table 14)
-and the instructions. OUT gets one file a set, {"prompt", "query", "pos", "neg"} a line, and `flags`: train.py's
---data FILE:SHARE for all of them. A set that stands in OUT is left alone, so a rerun goes on. The copy is
-checked: a set without files, a row without its columns or texts, more or fewer examples than the paper's.
+and the instructions. OUT gets one file a set, {"prompt", "query", "pos", "neg"} a line, and `flags`:
+train.py's --data FILE:SHARE for all of them. A set that stands in OUT is left alone, so a rerun goes on.
+The copy is checked: a set without files, a row without its columns or texts, more or fewer examples than the
+paper's.
 """
 import argparse
 import fnmatch
