@@ -15,6 +15,7 @@ How rows are drawn (SIZES says how many): by chance, from generators seeded by s
     summarization                texts with all machine summaries, the first human ones
 """
 import argparse
+import contextlib
 import hashlib
 import json
 import random
@@ -27,10 +28,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from clean import squeeze  # noqa: E402
-from evaluate import (CATEGORIES, SCORERS, Vectors, document_text, find_tasks, parse_arguments,  # noqa: E402
+from evaluate import (CATEGORIES, Encoder, document_text, evaluate, find_tasks, parse_arguments,  # noqa: E402
                       read_qrels, read_rows)
-from llm import UserError, command  # noqa: E402
-from model import Embedder, read_json, replace_file  # noqa: E402
+from model import Embedder, UserError, command, read_json, replace_file  # noqa: E402
 
 STUDY = ROOT / "data" / "study.json"
 MAX_LENGTH = 128                      # tokens of a text in the study: what the budgets below are counted with
@@ -243,24 +243,24 @@ def write_qrels(source: Path, target: Path) -> None:
 # ----------------------------------------------------------------------------------------------- counting
 
 class TokenCounter:
-    """Takes an Encoder's place: counts the tokens of all texts that a task embeds; its vectors are noise."""
-    rank, world, quantize = 0, 1, "none"
+    """Takes an Embedder's place: counts the tokens of what it is to embed; its vectors are noise."""
 
     def __init__(self, embedder: Embedder):
-        self.embedder, self.tokens = embedder, 0
+        self.embedder, self.device, self.cut, self.tokens = embedder, torch.device("cpu"), 0, 0
 
-    def embed(self, pairs, normalize=True, share=True) -> Vectors:
-        pairs = sorted(set(pairs))
-        self.tokens += sum(map(len, self.embedder.tokenize([t for _, t in pairs], [p for p, _ in pairs])))
-        return Vectors(pairs, torch.randn(len(pairs), 8, generator=torch.Generator().manual_seed(0)))
+    def encode(self, texts, prompt="", **ignored) -> torch.Tensor:
+        self.tokens += sum(map(len, self.embedder.tokenize(texts, prompt)))
+        return torch.randn(len(texts), 8, generator=torch.Generator().manual_seed(0))
 
 
 def count(folder: Path, embedder: Embedder) -> dict[str, int]:
     """Tokens that evaluate.py embeds for each task below a folder."""
-    tokens = {}
-    for task in find_tasks([str(folder)]):
-        counter = TokenCounter(embedder)
-        SCORERS[task["kind"]](task, counter, parse_arguments(["model"]))
+    tokens, tasks = {}, find_tasks([str(folder)])
+    counter, args = TokenCounter(embedder), parse_arguments(["model"])
+    encoder = Encoder(counter, args, tasks)
+    for task in tasks:
+        counter.tokens = 0
+        evaluate(encoder, [task], args)
         tokens[task["name"]] = counter.tokens
     return tokens
 
@@ -280,7 +280,8 @@ def main():
     for folder, (subset, drawn) in zip(folders, study["subsets"].items()):
         if args.what == "draw":
             embedder = Embedder.load(args.base, device="cpu", max_length=study["max_length"])
-            drawn["tokens by task"] = count(folder, embedder)
+            with contextlib.redirect_stdout(sys.stderr):
+                drawn["tokens by task"] = count(folder, embedder)
             drawn["tokens"] = sum(drawn["tokens by task"].values())
         kinds = {CATEGORIES[task["kind"]] for task in find_tasks([str(folder)])}
         print(f"{folder}: {len(drawn['tasks'])} tasks of {len(kinds)} categories, {drawn['tokens']:,} tokens")
