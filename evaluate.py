@@ -231,7 +231,8 @@ class Encoder:
             raise UserError(f"{task['name']}: the model yields infinities or NaN; try --dtype float32")
         matrix = matrix[:, :self.dim or None]                        # Matryoshka cut, before the norm
         unit = {"always": True, "never": False}.get(self.args.normalize, task["kind"] != "classification")
-        matrix, row = F.normalize(matrix, dim=1) if unit else matrix, {pair: i for i, pair in enumerate(pairs)}
+        matrix = F.normalize(matrix, dim=1) if unit else matrix
+        row = {pair: i for i, pair in enumerate(pairs)}
         return lambda wanted: matrix[[row[pair] for pair in wanted]]
 
     def block(self, pairs) -> torch.Tensor:
@@ -438,9 +439,12 @@ SCORERS = {
 
 # ------------------------------------------------------------------------------------------------ main
 
-def evaluate(encoder: Encoder, tasks: list[dict], args) -> dict:
-    """Score one model: {"average", "categories", "tasks", "details"}; None where a score is undefined."""
-    details = {}
+def evaluate(encoder: Encoder, tasks: list[dict], args, benchmark=None) -> dict:
+    """Score one model: {"average", "categories", "tasks", "details", "missing"}; None: a score is undefined.
+
+    A task of the benchmark of which some parts (languages, sub-forums) are missing has no score, as in MTEB.
+    """
+    details, missing = {}, []
     for task in tasks:
         start, texts, cut = time.time(), encoder.texts, encoder.cut
         scores = SCORERS[task["kind"]](task, encoder, args)
@@ -461,7 +465,12 @@ def evaluate(encoder: Encoder, tasks: list[dict], args) -> dict:
         say(f"  {task['name']}: {metric} {percent(scores['main_score'])} ({', '.join(notes)})")
     scores = {name: score["main_score"] for name, score in details.items()}
     categories = {task["name"]: CATEGORIES[task["kind"]] for task in tasks}
-    return {**metrics.averages(scores, categories), "details": details}
+    for task, parts in benchmark["parts"].items() if benchmark else ():
+        gone = [part for part in parts if part not in details]
+        missing += gone if len(gone) < len(parts) else [task]
+        for part in gone if len(gone) < len(parts) else ():
+            scores[part], categories[part] = None, categories[next(p for p in parts if p in details)]
+    return {**metrics.averages(scores, categories), "details": details, "missing": missing}
 
 
 def percent(score) -> str:
@@ -491,17 +500,19 @@ def print_table(results: dict[str, dict], benchmark: dict | None) -> None:
     if len(results) > 1:
         line("Bytes a vector", [column.get("bytes_per_vector", "") for column in columns.values()])
     undefined = [name for name, score in first["tasks"].items() if score is None]
-    for what, names in (("undefined", undefined), ("missing", first.get("missing", []))):
+    for what, names in (("undefined", undefined), ("missing", first["missing"])):
         if names:
-            say(f"{len(names)} tasks {what}, in no mean: {', '.join(names)}")
+            say(f"{len(names)} tasks or parts {what}, in no mean: {', '.join(names)}")
 
 
 def read_benchmark(name: str) -> dict:
-    """A list of prompts/tasks.json: its tasks' names, and published scores by system."""
+    """A list of prompts/tasks.json: its tasks' names, their parts' names, published scores by system."""
     table = read_json(Path(__file__).parent / "prompts" / "tasks.json")
     if name not in table["benchmarks"]:
         raise UserError(f"--benchmark {name}: prompts/tasks.json has {', '.join(table['benchmarks'])}")
     benchmark = table["benchmarks"][name]
+    benchmark["parts"] = {task: [f"{task}/{part}" for part in table["tasks"][task].get("parts", ())] or [task]
+                          for task in benchmark["tasks"]}
     released = benchmark["published"].get("E5-mistral")
     if released:                                                     # the only system with scores by task
         released["tasks"] = {task: table["tasks"][task]["released"] for task in benchmark["tasks"]}
@@ -532,9 +543,7 @@ def main(argv=None):
                                  pooling=args.pooling)
         encoder = Encoder(embedder, args, tasks)
         for encoder.dim, encoder.quantize in itertools.product(args.dim, args.quantize):
-            result = evaluate(encoder, tasks, args)
-            if benchmark:
-                result["missing"] = [task for task in benchmark["tasks"] if task not in result["tasks"]]
+            result = evaluate(encoder, tasks, args, benchmark)
             suffix, result["bytes_per_vector"] = encoder.variant()
             results[name + suffix] = result
         if args.out and rank_and_world()[0] == 0:

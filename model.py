@@ -503,7 +503,7 @@ class Embedder:
             raise UserError(f"{folder}: a run without an adapter: it has not come to its first checkpoint")
         if (folder / "adapter_config.json").exists():
             if adapter is not None:
-                raise UserError(f"{folder}: has an adapter of its own, so a second one ({adapter}) has no place")
+                raise UserError(f"{folder}: has an adapter of its own: a second one ({adapter}) has no place")
             adapter, folder = folder, find_base(folder)
         if pooling is None and adapter is not None and (Path(adapter) / "config.json").exists():
             pooling = read_json(Path(adapter) / "config.json").get("pooling")
@@ -513,8 +513,9 @@ class Embedder:
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {device}: {str(error).splitlines()[0]}") from None
         if dtype is None:
-            half = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
-            dtype = half if device.type == "cuda" else torch.float32
+            dtype = torch.float32
+            if device.type == "cuda":
+                dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         dtype = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
         if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             raise UserError(f"dtype {dtype}: choose float32, bfloat16, float16 or float64")
@@ -583,8 +584,10 @@ class Embedder:
         tensors = {f"base_model.model.{name}.weight": p.detach().float().cpu().contiguous()
                    for name, p in self.decoder.lora_parameters().items()}
         described = {"base_model_name_or_path": self.base, **self.decoder.lora}
-        replace_file(folder / "adapter_model.safetensors", lambda path: save_file(tensors, path, {"format": "pt"}))
-        replace_file(folder / "adapter_config.json", lambda path: path.write_text(json.dumps(described, indent=2)))
+        replace_file(folder / "adapter_model.safetensors",
+                     lambda path: save_file(tensors, path, {"format": "pt"}))
+        replace_file(folder / "adapter_config.json",
+                     lambda path: path.write_text(json.dumps(described, indent=2)))
 
 
 def find_base(adapter: Path) -> Path:

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import pytest
 
 import evaluate
 import hub
+import mteb_results
 from hub_standin import Hub
 from model import UserError
+from test_evaluate import HashEmbedder
 
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "data" / "mini"
@@ -212,6 +215,71 @@ def test_a_beir_archive_is_unpacked(tmp_path, capsys):
     shutil.make_archive(str(tmp_path / "scifact"), "zip", tmp_path / "z")
     hub.main(["SciFact", "--zip", str(tmp_path / "scifact.zip"), "--out", str(tmp_path / "out")])
     assert (tmp_path / "out/SciFact/corpus.jsonl").exists() and "SciFact" in capsys.readouterr().out
+
+
+def judged_by_all_but_one(queries: list[dict]) -> dict[str, list[dict]]:
+    """A part of a task: each query's document holds its words, but the last one's document is nowhere."""
+    return {"corpus": [{"_id": f"{row['_id']}#1", "title": "", "text": row["text"]} for row in queries],
+            "queries": queries,
+            "qrels": [{"query-id": row["_id"], "corpus-id": f"{row['_id']}#{1 + (row is queries[-1])}",
+                       "score": 1} for row in queries]}
+
+
+def scores_of(folder: Path, benchmark: str) -> dict:
+    args = evaluate.parse_arguments(["m", "--tasks", str(folder)])
+    tasks = evaluate.find_tasks(args.tasks)
+    return evaluate.evaluate(evaluate.Encoder(HashEmbedder(), args, tasks), tasks, args,
+                             evaluate.read_benchmark(benchmark))
+
+
+def test_cqadupstacks_twelve_forums_are_one_task_with_their_plain_mean(tmp_path):
+    """Forum n has n + 1 queries, of which all but one find their document: the mean is over forums."""
+    forums = list(TABLE["tasks"]["CQADupstackRetrieval"]["parts"])
+    for n, forum in enumerate(forums):
+        queries = [{"_id": f"{i}", "text": f"{forum} {i}"} for i in range(n + 1)]
+        for role, rows in judged_by_all_but_one(queries).items():
+            file = "qrels/test.tsv" if role == "qrels" else f"{role}.jsonl"
+            write(tmp_path / "z/cqadupstack" / forum / file, rows)
+    archive = shutil.make_archive(str(tmp_path / "cqadupstack"), "zip", tmp_path / "z")
+    hub.main(["CQADupstackRetrieval", "--zip", archive, "--out", str(tmp_path / "out")])
+    found = scores_of(tmp_path / "out", "beir")
+    assert list(found["tasks"]) == ["CQADupstackRetrieval"] and len(found["details"]) == 12
+    assert found["average"] == pytest.approx(sum(round(n / (n + 1), 5) for n in range(12)) / 12)
+    assert len(found["missing"]) == 14 and not any("CQADupstack" in name for name in found["missing"])
+    files = mteb_results.write({"m": found}, {"m": "me/m"}, "1", tmp_path / "mteb")   # to MTEB, twelve tasks
+    assert len(files) == 12 and "CQADupstackGisRetrieval.json" in {file.name for file in files}
+    written = json.loads((tmp_path / "mteb/me__m/1/CQADupstackTexRetrieval.json").read_text())
+    assert written["scores"]["test"][0]["hf_subset"] == "default"
+    assert written["dataset_revision"] == TABLE["tasks"]["CQADupstackRetrieval"]["parts"]["tex"]["revision"]
+    shutil.rmtree(tmp_path / "out" / "CQADupstackRetrieval" / "tex")         # eleven forums are no task
+    found = scores_of(tmp_path / "out", "beir")
+    assert found["tasks"] == {"CQADupstackRetrieval": None} and found["average"] is None
+    assert "CQADupstackRetrieval/tex" in found["missing"]
+
+
+def miracl_queries(language: str, n: int) -> list[dict]:
+    """The first real questions of a language below $PLAIN_E5_EVALDATA, or written ones; each text once."""
+    path = Path(os.environ.get("PLAIN_E5_EVALDATA", "none")) / "MIRACL-dev-queries-qrels" / language
+    if not path.is_dir():
+        return [{"_id": f"{i}#0", "text": f"{language}{i} question"} for i in range(n)]
+    texts = {row["text"]: row for row in evaluate.read_rows(path / "queries.jsonl")}
+    return [{"_id": row["_id"], "text": row["text"]} for row in list(texts.values())[:n]]
+
+
+def test_miracls_eighteen_languages_are_read_from_one_repository_and_averaged(tmp_path, monkeypatch):
+    """Each language has folders of its own for corpus, queries and qrels; language n has n + 1 queries,
+    of which all but one find their document, and all languages weigh the same."""
+    languages, repository = list(TABLE["tasks"]["MIRACLRetrieval"]["parts"]), tmp_path / "repository"
+    for n, language in enumerate(languages):
+        for role, rows in judged_by_all_but_one(miracl_queries(language, n + 1)).items():
+            write(repository / f"{language}-{role}" / "dev-00000-of-00001.parquet", rows)
+    monkeypatch.setattr(hub, "download", lambda task: repository)
+    hub.main(["miracl", "--out", str(tmp_path / "out")])
+    found = scores_of(tmp_path / "out", "miracl")
+    assert sorted(found["details"]) == sorted(f"MIRACLRetrieval/{language}" for language in languages)
+    assert [found["details"][f"MIRACLRetrieval/{language}"]["texts"] for language in languages] == [
+        2 * (n + 1) for n in range(18)]            # queries and corpus, and nothing of another language
+    assert found["average"] == pytest.approx(sum(round(n / (n + 1), 5) for n in range(18)) / 18)
 
 
 def test_wrong_names_and_files_get_one_line(tmp_path):

@@ -10,6 +10,7 @@ files and, with pyarrow, parquet. Revisions differ in layout, so files are found
 """
 import argparse
 import csv
+import functools
 import gzip
 import json
 import re
@@ -190,6 +191,20 @@ def download(task: dict) -> Path:
     return folder
 
 
+@functools.cache
+def extracted(archive: Path) -> Path:
+    folder = archive.with_suffix("")
+    zipfile.ZipFile(archive).extractall(folder)
+    return folder
+
+
+def unpacked(archive: Path, task: dict) -> Path:
+    """The task's folder in a BEIR archive, by its name; else all of it. cqadupstack.zip holds twelve."""
+    folder = extracted(archive)
+    name = Path(task.get("beir", "none")).name
+    return next((found for found in sorted(folder.rglob(name)) if found.is_dir()), folder)
+
+
 def main(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
@@ -203,20 +218,13 @@ def main(argv=None):
     if unknown:
         raise UserError(f"{unknown[0]}: neither a task nor a benchmark in prompts/tasks.json")
     for name in names:
-        task = table["tasks"][name]
-        for part, more in task.get("parts", {"": {}}).items():
-            full = f"{name}/{part}" if part else name
+        for part, more in table["tasks"][name].get("parts", {"": {}}).items():
+            full, task = f"{name}/{part}" if part else name, {**table["tasks"][name], **more}
             if (args.out / full).exists():
                 continue
             try:
-                if args.zip:
-                    source = args.zip.with_suffix("")
-                    zipfile.ZipFile(args.zip).extractall(source)
-                    source = source / part if part and not (source / "corpus.jsonl").exists() else source
-                    (args.out / full).parent.mkdir(parents=True, exist_ok=True)
-                    convert(source, args.out / full, full, {**task, **more, "subset": None})
-                else:
-                    convert(download({**task, **more}), args.out / full, full, {**task, **more})
+                source = unpacked(args.zip, task) if args.zip else download(task)
+                convert(source, args.out / full, full, task)
             except UserError as error:
                 raise UserError(f"{full}: {error}") from None
             except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:

@@ -36,13 +36,17 @@ def task_result(name: str, parts: dict[str, dict], table: dict) -> dict:
 def write(results: dict, names: dict[str, str], revision: str, out: Path) -> list[Path]:
     """Write every task of every model; names: model in the JSON -> "organisation/model"."""
     table = read_json(ROOT / "prompts" / "tasks.json")["tasks"]
-    files = []
+    forums, files = table.pop("CQADupstackRetrieval"), []
+    own = {}                                      # our name of a forum: MTEB's, to which it is a task by itself
+    for part, more in forums.pop("parts").items():
+        own[f"CQADupstackRetrieval/{part}"] = name = f"CQADupstack{part.capitalize()}Retrieval"
+        table[name] = {**forums, **more}
     for model, result in results.items():
         folder = out / names[model].replace("/", "__") / revision
         folder.mkdir(parents=True, exist_ok=True)
         tasks = {}
         for name, scores in result["details"].items():
-            task, _, part = name.partition("/")
+            task, _, part = own.get(name, name).partition("/")
             subset = part or table.get(task, {}).get("subset", "default")
             if scores["main_score"] is not None:
                 tasks.setdefault(task, {})[subset] = scores
