@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from sentencepiece import SentencePieceProcessor
 
+import generate
 import mistral_tokenizer
+from fault_server import KEY
 from model import command
 
 # A shell's background job ignores Ctrl-C, and so would every process that these tests start and interrupt.
@@ -27,6 +29,25 @@ def complaint(capsys, main, *arguments) -> str:
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and said.count("\n") == 1
     return said
+
+
+@pytest.fixture
+def live(tmp_path, monkeypatch):
+    """live(server, *flags) runs generate.main, or another main, against a server; live.folder is its run."""
+    servers = []
+
+    def run(server, *flags, n=40, backoff=0.01, main=generate.main):
+        servers.append(server)
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        model = () if "--model" in flags else ("--model", "m")
+        return main([*model, "--n", str(n), "--tasks", "60", "--out", str(run.out), "--backoff", str(backoff),
+                     *flags])
+
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    run.out, run.folder = tmp_path / "run.jsonl", tmp_path / "run"
+    yield run
+    for server in servers:
+        server.close()
 
 
 @pytest.fixture(scope="session")

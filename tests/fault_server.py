@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 
+KEY = "sk-tests-0123456789"
 WORDS = (
     "amber basin candle drift ember fable garnet harbor island jasmine kettle lantern meadow nectar orchard "
     "pebble quarry ripple saddle timber umbra valley willow yonder zephyr anchor breeze copper dagger eagle"

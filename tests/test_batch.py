@@ -17,10 +17,9 @@ import pytest
 import batch
 import generate
 import llm
-from fault_server import answer_text
+from fault_server import KEY, answer_text
 
 ROOT = Path(__file__).parent.parent
-KEY = "sk-tests-0123456789"
 
 
 class BatchServer(http.server.ThreadingHTTPServer):
@@ -34,17 +33,16 @@ class BatchServer(http.server.ThreadingHTTPServer):
 
     def __init__(self, slow=0.0, errors=0.0, flaky=0.0, expire=0, ready_after=0.0):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.slow, self.errors, self.flaky, self.expire, self.ready_after = (
-            slow,
-            errors,
-            flaky,
-            expire,
-            ready_after,
-        )
+        self.slow, self.errors, self.flaky, self.expire = slow, errors, flaky, expire
+        self.ready_after = ready_after
         self.files, self.batches, self.billed, self.live = {}, {}, collections.Counter(), 0
         self.rng, self.guard, self.fail_validation = random.Random(0), threading.Lock(), None
         threading.Thread(target=self.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def close(self):
+        self.shutdown()
+        self.server_close()
 
     def run_batch(self, identifier, file):
         """Answers all requests of a file: one output file, one error file."""
@@ -58,25 +56,14 @@ class BatchServer(http.server.ThreadingHTTPServer):
             assert (row["method"], row["url"]) == ("POST", "/v1/chat/completions")
             if self.rng.random() < self.errors:
                 body = {"error": {"message": "try later", "code": None}}
-                errors.append(
-                    {"custom_id": row["custom_id"], "response": {"status_code": 500, "body": body}}
-                )
+                errors.append({"custom_id": row["custom_id"], "response": {"status_code": 500, "body": body}})
                 continue
             self.billed[row["custom_id"]] += 1
             message = row["body"]["messages"][0]["content"]
-            body = {
-                "choices": [
-                    {"message": {"content": answer_text(message, self.rng)}, "finish_reason": "stop"}
-                ],
-                "usage": {"prompt_tokens": 100, "completion_tokens": 50},
-            }
-            output.append(
-                {
-                    "custom_id": row["custom_id"],
-                    "response": {"status_code": 200, "body": body},
-                    "error": None,
-                }
-            )
+            choice = {"message": {"content": answer_text(message, self.rng)}, "finish_reason": "stop"}
+            body = {"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 50}}
+            output.append({"custom_id": row["custom_id"], "response": {"status_code": 200, "body": body},
+                           "error": None})
         self.rng.shuffle(output)
         result = {"status": status, "output_file_id": None, "error_file_id": None}
         for key, lines in (("output_file_id", output), ("error_file_id", errors)):
@@ -103,14 +90,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 value = {"id": identifier}
             elif self.path == "/v1/batches":
                 file, identifier = json.loads(body)["input_file_id"], f"batch-{len(server.batches)}"
-                server.batches[identifier] = {
-                    "id": identifier,
-                    "input_file_id": file,
-                    "status": "in_progress",
-                    "at": time.monotonic(),
-                    "end": server.run_batch(identifier, file),
-                }
-                value = server.batches[identifier]
+                value = {"id": identifier, "input_file_id": file, "status": "in_progress",
+                         "at": time.monotonic(), "end": server.run_batch(identifier, file)}
+                server.batches[identifier] = value
             else:
                 server.live += 1
                 text = answer_text(json.loads(body)["messages"][0]["content"], server.rng)
@@ -142,39 +124,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(payload)
 
 
-@pytest.fixture
-def go(tmp_path, monkeypatch):
-    def run(server, *flags, n=120):
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        return batch.main(
-            [
-                "--model",
-                "m",
-                "--n",
-                str(n),
-                "--tasks",
-                "60",
-                "--out",
-                str(tmp_path / "run.jsonl"),
-                "--poll",
-                "0.02",
-                "--part-size",
-                "50",
-                "--backoff",
-                "0.01",
-                *flags,
-            ]
-        )
+FAST = ["--poll", "0.02", "--part-size", "50"]
 
-    run.folder = tmp_path / "run"
+
+@pytest.fixture
+def go(live):
+    def run(server, *flags, n=120):
+        return live(server, *FAST, *flags, n=n, main=batch.main)
+    run.folder = live.folder
     return run
 
 
 def answers(folder):
-    return collections.Counter(
-        row["id"] for row in llm.read_jsonl(folder / "raw.jsonl") if row["step"] == "generate"
-    )
+    rows = llm.read_jsonl(folder / "raw.jsonl")
+    return collections.Counter(row["id"] for row in rows if row["step"] == "generate")
 
 
 def test_a_batch_run_answers_each_request_once(go):
@@ -196,28 +159,18 @@ def test_live_and_batch_runs_take_turns(go):
     server = BatchServer()
     assert go(server, n=30) == 0 and len(server.billed) == 30
     live = server.live
-    assert (
-        generate.main(["--model", "m", "--n", "60", "--out", f"{go.folder}.jsonl"]) == 0
-        and server.live == live + 30
-    )
+    assert generate.main(["--model", "m", "--n", "60", "--out", f"{go.folder}.jsonl"]) == 0
+    assert server.live == live + 30
     assert go(server, n=90) == 0 and len(server.billed) == 60
     assert answers(go.folder) == dict.fromkeys(range(90), 1)
 
 
 def test_two_models_go_into_files_of_their_own(go):
     server = BatchServer()
-    assert go(server, "--model", "other") == 0
+    assert go(server, "--model", "m", "--model", "other") == 0
     for file in list(server.files)[:6]:
-        assert (
-            len(
-                {
-                    row["body"]["model"]
-                    for line in server.files[file].splitlines()
-                    if "body" in (row := json.loads(line))
-                }
-            )
-            <= 1
-        )
+        rows = map(json.loads, server.files[file].splitlines())
+        assert len({row["body"]["model"] for row in rows if "body" in row}) <= 1
     assert answers(go.folder) == dict.fromkeys(range(120), 1)
 
 
@@ -244,11 +197,8 @@ def test_a_refused_batch_is_named_and_can_be_sent_again(go):
 
 def test_the_budget_counts_what_waits_in_batches(go):
     server = BatchServer()
-    budget = 30_000
-    assert (
-        go(server, "--budget-tokens", str(budget), "--max-answer-tokens", "500", "--part-size", "10", n=1000)
-        == 0
-    )
+    budget, flags = 30_000, ("--max-answer-tokens", "500", "--part-size", "10")
+    assert go(server, "--budget-tokens", str(budget), *flags, n=1000) == 0
     ledger = json.loads((go.folder / "report.json").read_text())["ledger"]
     assert 0.9 * budget < ledger["tokens"] <= budget
     assert len(server.batches) > 1  # each as large as the budget allows if all answers use their most
@@ -257,24 +207,8 @@ def test_the_budget_counts_what_waits_in_batches(go):
 @pytest.mark.slow
 def test_kills_at_random_moments_pay_nothing_twice(tmp_path):
     server, rng, n = BatchServer(slow=0.15, errors=0.05, ready_after=0.3), random.Random(2), 400
-    command = [
-        sys.executable,
-        str(ROOT / "tools/batch.py"),
-        "--model",
-        "m",
-        "--n",
-        str(n),
-        "--tasks",
-        "60",
-        "--out",
-        str(tmp_path / "run.jsonl"),
-        "--poll",
-        "0.05",
-        "--part-size",
-        "20",
-        "--backoff",
-        "0.01",
-    ]
+    command = [sys.executable, ROOT / "tools/batch.py", "--model", "m", "--n", str(n), "--tasks", "60",
+               "--out", tmp_path / "run.jsonl", "--poll", "0.05", "--part-size", "20", "--backoff", "0.01"]
     environment = {**os.environ, "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY}
     kills = 0
     while kills < 30:

@@ -19,13 +19,12 @@ from hypothesis import strategies as st
 
 import generate
 import llm
-from fault_server import FaultServer
+from fault_server import KEY, FaultServer
 
 ROOT = Path(__file__).parent.parent
 RECORDED = ROOT / "data/recorded.jsonl.gz"
 PROMPTS = generate.load_prompts()
 POOLS = {kind: [f"Task {i} of {kind} for tests." for i in range(50)] for kind in PROMPTS["task_types"]}
-KEY = "sk-tests-0123456789"
 EXAMPLES = int(os.environ.get("PARSER_EXAMPLES", "300"))  # of each property; the slow tests raise it
 
 
@@ -439,37 +438,6 @@ def test_replay_of_the_recorded_answers(tmp_path, capsys):
 
 
 # ---- live runs ----
-
-
-@pytest.fixture
-def live(tmp_path, monkeypatch):
-    """live(server, *flags) runs main() against a FaultServer; live.folder is the run's folder."""
-    servers = []
-
-    def run(server, *flags, n=40, backoff=0.01):
-        servers.append(server)
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        model = [] if "--model" in flags else ["--model", "m"]
-        return generate.main(
-            [
-                *model,
-                "--n",
-                str(n),
-                "--tasks",
-                "60",
-                "--out",
-                str(tmp_path / "run.jsonl"),
-                "--backoff",
-                str(backoff),
-                *flags,
-            ]
-        )
-
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    run.out, run.folder = tmp_path / "run.jsonl", tmp_path / "run"
-    yield run
-    for server in servers:
-        server.close()
 
 
 def raw_ids(folder, step="generate"):

