@@ -4,6 +4,7 @@ import json
 
 import matplotlib.image
 import pytest
+from matplotlib.container import ErrorbarContainer
 
 import plot
 
@@ -27,6 +28,10 @@ def files(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     (tmp_path / "a.json").write_text(json.dumps({"base": result(0.25, STS=0.5, Retrieval=None)}))
     (tmp_path / "b.json").write_text(json.dumps({"base": result(0.75, STS=0.8, Bitext=0.7)}))
+    rows = {"base": {"mean": {"Average": 0.4, "STS": -0.05}, "spread": {"Average": None, "STS": None}},
+            "ours": {"mean": {"Average": 0.6, "STS": 0.7}, "spread": {"Average": 0.02, "STS": 0.01}},
+            "bm25": {"mean": {"Average": None, "Retrieval": 0.5}, "spread": {}}}
+    (tmp_path / "study.json").write_text(json.dumps({"rows": rows}))
     return tmp_path
 
 
@@ -78,9 +83,23 @@ def test_scores_of_all_files_stand_side_by_side(files):
     assert bar_labels(axis) == ["50.0", "-", "-", "25.0", "80.0", "-", "70.0", "75.0"]
 
 
+def test_a_study_has_a_panel_a_category_and_a_bar_a_row(files):
+    axes = draw("study", files / "study.json").axes
+    panels = {axis.get_title(loc="left"): axis for axis in axes}
+    assert len(panels) == 8 and [t.get_text() for t in axes[0].get_yticklabels()] == ["base", "ours", "bm25"]
+    assert bar_labels(panels["Average of the seven"]) == ["40.0", "60.0", "-"]
+    assert bar_labels(panels["STS"]) == ["-5.0", "70.0", "-"]
+    assert bar_labels(panels["Retrieval"]) == ["-", "-", "50.0"]
+    spread = next(c for c in panels["STS"].containers if isinstance(c, ErrorbarContainer)).lines[2][0]
+    assert [x for x, _ in spread.get_segments()[1]] == pytest.approx([69, 71])
+    bottom, top = axes[0].get_ylim()
+    assert bottom > top                                                         # the first row on top
+
+
 def test_pictures_are_written_where_they_belong(files, monkeypatch, capsys):
     monkeypatch.chdir(files)
     for arguments, out in [(["train", "run"], "run/log.png"), (["data", "report.json"], "report.png"),
+                           (["study", "study.json"], "study.png"),
                            (["scores", "a.json", "b.json"], "scores.png")]:
         plot.main(arguments)
         assert capsys.readouterr().out.strip() == out
@@ -93,7 +112,8 @@ def test_pictures_are_written_where_they_belong(files, monkeypatch, capsys):
 @pytest.mark.parametrize("arguments, complaint", [
     (["train", "nowhere"], "nowhere: No such file"), (["train", "run", "--out", "x.doc"], "--out x.doc"),
     (["data", "a.json"], "not a report"), (["data", "report.json", "a.json"], "one report.json"),
-    (["scores", "report.json"], "report.json: not a result"), (["train", "bad"], "log.jsonl:2"),
+    (["scores", "report.json"], "report.json: not a result"), (["study", "a.json"], "not a result of tools"),
+    (["study", "study.json", "a.json"], "one study.json"), (["train", "bad"], "log.jsonl:2"),
     (["train", "empty"], "no step"), (["train", "run", "--out", "no/folder.png"], "no/folder.png"),
 ])
 def test_user_errors_are_one_line(files, monkeypatch, capsys, arguments, complaint):

@@ -3,6 +3,7 @@
     python tools/plot.py train runs/demo            # -> runs/demo/log.png; several runs share the axes
     python tools/plot.py data data/synthetic/report.json   # -> report.png beside it
     python tools/plot.py scores results/*.json      # -> scores.png, categories of every model
+    python tools/plot.py study results/study.json   # -> study.png beside it, the rows of tools/reproduce.py
 
 --out names another file; its ending (.png, .svg, .pdf) decides the format. No display is needed.
 """
@@ -18,6 +19,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
 from model import UserError, read_json, replace_file  # noqa: E402
+from study_table import CATEGORIES  # noqa: E402
 
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
          "axes.axisbelow": True, "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left"}
@@ -167,8 +169,40 @@ def draw_scores(args):
     return figure
 
 
+def draw_study(args):
+    """The average and each category: a panel each, a bar a row of the study, its spread over seeds on it."""
+    path, = args.files if len(args.files) == 1 else (None,)
+    if path is None:
+        raise UserError(f"plot.py study: takes one study.json, not {len(args.files)}")
+    rows = read_json(path).get("rows")
+    if not rows or not all(isinstance(r, dict) and {"mean", "spread"} <= r.keys() for r in rows.values()):
+        raise UserError(f"{path}: not a result of tools/reproduce.py")
+    names, places = list(rows), range(len(rows))
+    size = 13, 2 + 0.4 * max(6, len(rows))
+    figure, axes = plt.subplots(2, 4, figsize=size, sharey=True, layout="constrained")
+    for number, (key, axis) in enumerate(zip(("Average", *CATEGORIES), axes.flat)):
+        scores = [row["mean"].get(key) for row in rows.values()]
+        scores = [None if score is None else 100 * score for score in scores]
+        spreads = [100 * (row["spread"].get(key) or 0) for row in rows.values()]
+        axis.barh(places, [score or 0 for score in scores], color="C1" if key == "Average" else "C0",
+                  xerr=spreads if any(spreads) else None, error_kw={"linewidth": 1})
+        for place, score, spread in zip(places, scores, spreads):     # a label to the right of bar and spread
+            axis.annotate("-" if score is None else f"{score:.1f}", (max(score or 0, 0) + spread, place),
+                          (4, 0), textcoords="offset points", va="center", fontsize=8)
+        axis.set_title("Average of the seven" if key == "Average" else key)
+        axis.margins(x=0.22)
+        axis.grid(False)
+        axis.set_xticks([])
+        axis.spines[["left", "bottom"]].set_visible(False)
+        axis.axvline(0, color="0.3", linewidth=0.8)
+    axes[0, 0].set_yticks(places, names)
+    axes[0, 0].invert_yaxis()                           # the first row on top, in every panel
+    return figure
+
+
 DRAW = {"train": (draw_train, "runs, or their log.jsonl"), "data": (draw_data, "report.json of generate.py"),
-        "scores": (draw_scores, "JSON files of evaluate.py")}
+        "scores": (draw_scores, "JSON files of evaluate.py"),
+        "study": (draw_study, "study.json of reproduce.py")}
 
 
 def default_out(args) -> Path:
