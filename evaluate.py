@@ -98,8 +98,7 @@ def find_tasks(folders: list[str]) -> list[dict]:
                 raise UserError(f"{path}: {other} also calls itself {task['name']}")
             if not any(path.parent.glob("*.jsonl")):
                 raise UserError(f"{path.parent}: no .jsonl file in it")
-    order = list(CATEGORIES)
-    return sorted(tasks.values(), key=lambda task: (order.index(task["kind"]), task["name"]))
+    return sorted(tasks.values(), key=lambda task: (list(CATEGORIES).index(task["kind"]), task["name"]))
 
 
 def fits(value, kind) -> bool:
@@ -126,6 +125,7 @@ def read_lines(path: Path):
 
 def read_rows(path: Path, **kinds):
     """Yield the objects of a JSON lines file; each must hold the given keys, with values that fit."""
+    row = None
     for number, line in read_lines(path):
         try:
             row = json.loads(line)
@@ -135,14 +135,12 @@ def read_rows(path: Path, **kinds):
             if not isinstance(row, dict) or not fits(row.get(key), kind):
                 raise UserError(f"{path}:{number}: {key!r} is missing or of the wrong type")
         yield row
+    if row is None:
+        raise UserError(f"{path}: empty")
 
 
 def read_test(task: dict, **kinds) -> list[dict]:
-    path = task["folder"] / f"{task['split']}.jsonl"
-    rows = list(read_rows(path, **kinds))
-    if not rows:
-        raise UserError(f"{path}: empty")
-    return rows
+    return list(read_rows(task["folder"] / f"{task['split']}.jsonl", **kinds))
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
@@ -388,8 +386,7 @@ def score_reranking(task, encoder, args):
 
 def document_text(row: dict) -> str:
     """BEIR's rule: title, a space, text."""
-    title = row.get("title") or ""
-    return f"{title} {row['text']}".strip() if title else row["text"].strip()
+    return f"{row.get('title') or ''} {row['text']}".strip()
 
 
 def score_retrieval(task, encoder, args):
@@ -453,23 +450,22 @@ def evaluate(encoder: Encoder, tasks: list[dict], args, benchmark=None) -> dict:
             has = f"{task['kind']} has {', '.join(scores)}"
             raise UserError(f"{task['folder']}/task.json: metric {metric!r}; {has}")
         scores = {"main_score": scores[metric], **scores}
-        scores = {name: None if score != score else score for name, score in scores.items()}        # nan
+        scores = {name: score if score == score else None for name, score in scores.items()}        # not nan
         counts = encoder.sum_over_ranks(torch.tensor([encoder.texts - texts, encoder.cut - cut])).tolist()
         seconds = time.time() - start
         details[task["name"]] = {**scores, "texts": counts[0], "cut": counts[1], "seconds": round(seconds, 1)}
-        notes = [f"{seconds:.0f} s"]
+        notes = f"{seconds:.0f} s"
         if scores.get("skipped"):
-            notes.append(f"{scores['skipped']} rows or queries skipped")
+            notes += f", {scores['skipped']} rows or queries skipped"
         if counts[1]:
-            notes.append(f"{counts[1]} of {counts[0]} texts cut at {args.max_length} tokens")
-        say(f"  {task['name']}: {metric} {percent(scores['main_score'])} ({', '.join(notes)})")
+            notes += f", {counts[1]} of {counts[0]} texts cut at {args.max_length} tokens"
+        say(f"  {task['name']}: {metric} {percent(scores['main_score'])} ({notes})")
     scores = {name: score["main_score"] for name, score in details.items()}
     categories = {task["name"]: CATEGORIES[task["kind"]] for task in tasks}
     for task, parts in benchmark["parts"].items() if benchmark else ():
         gone = [part for part in parts if part not in details]
         missing += gone if len(gone) < len(parts) else [task]
-        for part in gone if len(gone) < len(parts) else ():
-            scores[part], categories[part] = None, categories[next(p for p in parts if p in details)]
+        scores |= {part: None for part in parts if gone and part in details}
     return {**metrics.averages(scores, categories), "details": details, "missing": missing}
 
 

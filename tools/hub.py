@@ -63,19 +63,15 @@ def read(path: Path, role: str):
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
         return
-    opened = gzip.open(path, "rt", encoding="utf-8", newline="") if path.suffix == ".gz" else open(
-        path, encoding="utf-8", newline="")
-    with opened as file:
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as file:
         if ".tsv" in path.suffixes:
             rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            names = None
-            for row in rows:
-                if names is None:
-                    names = HEADLESS.get("trec" if role == "qrels" and len(row) == 4 else role, row)
-                    if set(row) & {"query-id", "corpus-id", "_id", "text"}:      # a header
-                        names = row
-                        continue
-                yield dict(zip(names, row))
+            first = next(rows, [])
+            names = first
+            if not set(first) & {"query-id", "corpus-id", "_id", "text"}:        # no header
+                names = HEADLESS.get("trec" if role == "qrels" and len(first) == 4 else role, first)
+                yield dict(zip(names, first))
+            yield from (dict(zip(names, row)) for row in rows)
         elif ".json" in path.suffixes and file.read(1) == "[":                   # one array
             file.seek(0)
             yield from json.load(file)
