@@ -8,6 +8,7 @@ import torch
 
 import evaluate
 import reproduce
+import study_data
 import study_peers
 import study_table
 import subsets
@@ -189,9 +190,9 @@ def test_the_packages_take_the_steps_of_train_py_and_their_adapter_loads(base, e
 
 def test_public_files_count_alike_and_balance_the_synthetic_set():
     files = {"synthetic": {"kept": 100}, "a": {"kept": 1000}, "b": {"kept": 20}, "none": {"kept": 0}}
-    assert reproduce.mixture("synthetic", files) == {"synthetic": 1.0}
-    assert reproduce.mixture("public", files) == {"a": 0.05, "b": 1}
-    assert reproduce.mixture("both", files) == {"synthetic": 1.0, "a": 0.05, "b": 1}
+    assert study_data.mixture("synthetic", files) == {"synthetic": 1.0}
+    assert study_data.mixture("public", files) == {"a": 0.05, "b": 1}
+    assert study_data.mixture("both", files) == {"synthetic": 1.0, "a": 0.05, "b": 1}
 
 
 def test_the_average_is_over_categories_and_wants_all_seven():

@@ -15,7 +15,6 @@ The average is the mean of the means of MTEB's seven categories, English only, s
 its number of sets; bitext mining stands beside it. Spread: standard deviation over seeds.
 """
 import argparse
-import hashlib
 import json
 import math
 import shlex
@@ -29,13 +28,13 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import clean  # noqa: E402
 import evaluate  # noqa: E402
 import llm  # noqa: E402
 import study_peers  # noqa: E402
 import subsets  # noqa: E402
+from study_data import file_key, mixture, prepare_data  # noqa: E402
 from study_table import collect, summarize, table  # noqa: E402
-from model import Embedder, UserError, command, read_json, replace_file  # noqa: E402
+from model import Embedder, UserError, command, read_json  # noqa: E402
 
 RECIPE = ("--batch-size 16 --max-length 64 --lr 2e-3 --warmup-steps 10 --both-sides --epochs 2 "
           "--max-steps 140 --tokens-per-chunk 512 --keep-tokens 8192")
@@ -73,10 +72,6 @@ ROWS = {
     "minilm": Row("minilm", "all-MiniLM-L6-v2, over a billion pairs", scoring="--instruct none"),
     "bm25": Row("bm25", "BM25, retrieval alone"),
 }
-# What train.py's --both-sides and type need to know of public files: their task type. Others have none.
-PUBLIC_TYPES = {"multi30k_bitext": "bitext", "tanaka_enja": "bitext", "lafand_bitext": "bitext",
-                "snli_triplets": "sts", "wikisplit_sts": "sts", "asset_simplify": "sts",
-                "clinc150_intent": "long-short"}
 PREFIXES = {"classification": "classify: ", "clustering": "classify: ",       # as train.py has them by type
             "retrieval": "query: ", "reranking": "query: "}
 
@@ -86,7 +81,7 @@ def options(argv=None) -> argparse.Namespace:
     add = parser.add_argument
     add("--evaldata", type=Path, required=True, help="folder of the full public test sets")
     add("--traindata", type=Path, help="folder of public labelled pairs, for the rows public and both")
-    add("--synthetic", type=Path, default=ROOT / "data" / "synthetic.jsonl", help="from `make data`")
+    add("--synthetic", type=Path, default=Path("data/synthetic.jsonl"), help="from `make data`")
     add("--rows", default=",".join(ROWS), help="names, with commas (default: all)")
     add("--subset", choices=("test", "dev", "full"), default="test")
     add("--study", type=Path, default=subsets.STUDY, help="the subsets' lists of rows")
@@ -94,12 +89,12 @@ def options(argv=None) -> argparse.Namespace:
     add("--seeds", type=int, default=1, help="of the main rows")
     add("--all-seeds", action="store_true", help="of every trained row")
     add("--recipe", default=RECIPE, help=f"train.py's flags, shared by all rows (default: {RECIPE})")
-    add("--base", type=Path, default=ROOT / "models" / "smollm2-135m-l10", help="what is trained")
-    add("--base-30", type=Path, default=ROOT / "models" / "smollm2-135m", help="the base with all its layers")
+    add("--base", type=Path, default=Path("models/smollm2-135m-l10"), help="what is trained")
+    add("--base-30", type=Path, default=Path("models/smollm2-135m"), help="the base with all its layers")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of training and evaluation")
     add("--device", help="cuda or cpu (default: CUDA where there is one)")
-    add("--out", type=Path, default=ROOT / "results" / "study.json")
-    add("--work", type=Path, default=ROOT / "runs" / "study", help="models, cleaned data, subsets")
+    add("--out", type=Path, default=Path("results/study.json"))
+    add("--work", type=Path, default=Path("runs/study"), help="models, cleaned data, subsets")
     args = parser.parse_args(argv)
     args.rows = args.rows.split(",")
     for name in args.rows:
@@ -112,56 +107,7 @@ def options(argv=None) -> argparse.Namespace:
     return args
 
 
-# ------------------------------------------------------------------------------------------------ data
-
-def file_key(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def prepare_data(args) -> dict[str, dict]:
-    """Clean each file into WORK/data: {name: {"file", "key", "examples", ..., "kept", "by task"}}."""
-    sources = {"synthetic": args.synthetic}
-    if any(ROWS[name].data != "synthetic" for name in args.rows):
-        sources |= {path.stem: path for path in sorted(args.traindata.glob("*.jsonl"))}
-        if len(sources) == 1:
-            raise UserError(f"--traindata {args.traindata}: no .jsonl file in it")
-    if not args.synthetic.is_file():
-        raise UserError(f"{args.synthetic}: no such file: `make data` writes it")
-    folder = args.work / "data"
-    folder.mkdir(parents=True, exist_ok=True)
-    against = file_key(sorted(args.evaldata.rglob("*.jsonl")))
-    known = read_json(folder / "report.json") if (folder / "report.json").exists() else {}
-    for name, path in sources.items():
-        out, key = folder / f"{name}.jsonl", f"{file_key([path])} {against}"
-        if known.get(name, {}).get("key") == key and out.exists():
-            continue
-        print(f"cleaning {path}", flush=True)
-        try:
-            report = clean.clean(path, out, [args.evaldata])
-        except llm.UserError as error:
-            raise UserError(str(error)) from None
-        report.pop("samples")                                         # texts of the sets: not to be spread
-        if name in PUBLIC_TYPES:
-            rows = [json.loads(line) | {"type": PUBLIC_TYPES[name]} for line in open(out, encoding="utf-8")]
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            replace_file(out, lambda target: target.write_text(text, encoding="utf-8"))
-        known[name] = {"file": str(out), "key": key, **report}
-        llm.write_json(folder / "report.json", known)
-    return {name: known[name] for name in sources}
-
-
-def mixture(data: str, files: dict[str, dict]) -> dict[str, float]:
-    """{file: share of it in each epoch}. Public files count alike, together as much as the synthetic set."""
-    public = {name: info["kept"] for name, info in files.items() if name != "synthetic" and info["kept"]}
-    each = files["synthetic"]["kept"] / max(1, len(public))
-    shares = {"synthetic": 1.0} if data in ("synthetic", "both") else {}
-    if data in ("public", "both"):
-        shares |= {name: round(min(1, each / kept), 6) for name, kept in public.items()}
-    return shares
-
+# ------------------------------------------------------------------------------------------- test sets
 
 def find_sets(args) -> list[dict]:
     """The tasks to score; `full` leaves out what is not English, but for the bitext of the test subset."""
@@ -254,7 +200,9 @@ def planned(args) -> list[tuple[str, int]]:
 def main() -> None:
     args = options()
     print(f"preparing data and subset {args.subset}", flush=True)
-    files, tasks = prepare_data(args), find_sets(args)
+    public = args.traindata if any(ROWS[name].data != "synthetic" for name in args.rows) else None
+    files = prepare_data(args.synthetic, public, args.evaldata, args.work / "data")
+    tasks = find_sets(args)
     kinds = {task["name"]: task["kind"] for task in tasks}
     sets = file_key([path for task in tasks for path in sorted(task["folder"].rglob("*.*"))])
     max_length = args.max_length or read_json(args.study)["max_length"]

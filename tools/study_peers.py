@@ -118,3 +118,4 @@ def train_with_packages(flags: list[str], base: Path, out: Path) -> None:
     (out / "losses.json").write_text(json.dumps(losses))
     config = read_json(out / "adapter_config.json") | {"base_model_name_or_path": str(base)}
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2))
+    shutil.rmtree(work)

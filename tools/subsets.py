@@ -271,7 +271,7 @@ def main():
     for what, text in (("make", "write the task folders"), ("draw", "write data/study.json anew")):
         sub = verbs.add_parser(what, help=text)
         sub.add_argument("evaldata", type=Path, help="folder of the full sets")
-        sub.add_argument("--out", type=Path, default=ROOT / "data" / "study", help="folder for dev and test")
+        sub.add_argument("--out", type=Path, default=Path("data/study"), help="folder for dev and test")
         sub.add_argument("--study", type=Path, default=STUDY, help="the lists of rows")
     sub.add_argument("--base", required=True, help="model folder whose tokenizer counts")
     args = parser.parse_args()

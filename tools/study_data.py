@@ -1,0 +1,67 @@
+"""tools/study_data.py: the study's training files, cleared of the test sets, and their mixture.
+
+For tools/reproduce.py; tools/clean.py does the clearing.
+"""
+import hashlib
+import json
+from pathlib import Path
+
+import clean
+import llm
+from model import UserError, read_json, replace_file
+
+# What train.py's --both-sides and type need to know of public files: their task type. Others have none.
+PUBLIC_TYPES = {"multi30k_bitext": "bitext", "tanaka_enja": "bitext", "lafand_bitext": "bitext",
+                "snli_triplets": "sts", "wikisplit_sts": "sts", "asset_simplify": "sts",
+                "clinc150_intent": "long-short"}
+
+
+def file_key(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def prepare_data(synthetic: Path, public: Path | None, evaldata: Path, folder: Path) -> dict[str, dict]:
+    """Clean each file into a folder, if that is not done: {name: {"file", "key", and clean.py's counts}}.
+
+    public: the folder of public pairs, if they are wanted. Raises UserError.
+    """
+    sources = {"synthetic": synthetic}
+    if public:
+        sources |= {path.stem: path for path in sorted(public.glob("*.jsonl"))}
+        if len(sources) == 1:
+            raise UserError(f"--traindata {public}: no .jsonl file in it")
+    if not synthetic.is_file():
+        raise UserError(f"{synthetic}: no such file: `make data` writes it")
+    folder.mkdir(parents=True, exist_ok=True)
+    against = file_key(sorted(evaldata.rglob("*.jsonl")))
+    known = read_json(folder / "report.json") if (folder / "report.json").exists() else {}
+    for name, path in sources.items():
+        out, key = folder / f"{name}.jsonl", f"{file_key([path])} {against}"
+        if known.get(name, {}).get("key") == key and out.exists():
+            continue
+        print(f"cleaning {path}", flush=True)
+        try:
+            report = clean.clean(path, out, [evaldata])
+        except llm.UserError as error:
+            raise UserError(str(error)) from None
+        report.pop("samples")                                         # texts of the sets: not to be spread
+        if name in PUBLIC_TYPES:
+            rows = [json.loads(line) | {"type": PUBLIC_TYPES[name]} for line in open(out, encoding="utf-8")]
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            replace_file(out, lambda target: target.write_text(text, encoding="utf-8"))
+        known[name] = {"file": str(out), "key": key, **report}
+        llm.write_json(folder / "report.json", known)
+    return {name: known[name] for name in sources}
+
+
+def mixture(data: str, files: dict[str, dict]) -> dict[str, float]:
+    """{file: share of it in each epoch}. Public files count alike, together as much as the synthetic set."""
+    public = {name: info["kept"] for name, info in files.items() if name != "synthetic" and info["kept"]}
+    each = files["synthetic"]["kept"] / max(1, len(public))
+    shares = {"synthetic": 1.0} if data in ("synthetic", "both") else {}
+    if data in ("public", "both"):
+        shares |= {name: round(min(1, each / kept), 6) for name, kept in public.items()}
+    return shares
