@@ -1,6 +1,6 @@
 """evaluate.py: a model -> its scores on MTEB's seven kinds of task and bitext mining (arXiv 2401.00368).
 
-    python evaluate.py models/smollm2-135m-l10 runs/demo --names base trained --tasks data/mini \\
+    python evaluate.py models/smollm2-135m-l20 runs/demo --names base trained --tasks data/mini \\
         --out results/demo.json
     torchrun --nproc_per_node 8 evaluate.py runs/full --tasks data/mteb --benchmark eng-v1 --cache cache/full
 

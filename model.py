@@ -445,15 +445,18 @@ def instruct(prompt: str, text: str) -> str:
 def length_chunks(lengths: list[int], tokens_per_chunk: int) -> list[list[int]]:
     """Row numbers in chunks of like length, longest first, rows * longest <= tokens_per_chunk.
 
+    A row of less than half the longest's length starts a chunk of its own: padding costs more than a chunk.
+
     >>> length_chunks([3, 9, 4, 2], 10)
     [[1], [2, 0], [3]]
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     chunks, start = [], 0
     while start < len(order):
-        rows = max(1, tokens_per_chunk // lengths[order[start]])
-        chunks.append(order[start:start + rows])
-        start += rows
+        longest = lengths[order[start]]
+        rows = order[start:start + max(1, tokens_per_chunk // longest)]
+        chunks.append([row for row in rows if 2 * lengths[row] >= longest])
+        start += len(chunks[-1])
     return chunks
 
 
@@ -577,11 +580,11 @@ class Embedder:
             vectors[chunk] = (F.normalize(v, dim=-1) if normalize else v).float().cpu()
         return vectors
 
-    def save_adapter(self, folder) -> None:
-        """Write PEFT's adapter_config.json and adapter_model.safetensors, float32."""
+    def save_adapter(self, folder, dtype=torch.float32) -> None:
+        """Write PEFT's adapter_config.json and adapter_model.safetensors."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"base_model.model.{name}.weight": p.detach().float().cpu().contiguous()
+        tensors = {f"base_model.model.{name}.weight": p.detach().to("cpu", dtype).contiguous()
                    for name, p in self.decoder.lora_parameters().items()}
         described = {"base_model_name_or_path": self.base, **self.decoder.lora}
         replace_file(folder / "adapter_model.safetensors",

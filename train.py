@@ -1,6 +1,6 @@
 """train.py: examples -> adapter. Contrastive fine-tuning of arXiv 2401.00368 (sections 3.2, 4.2, appendix A).
 
-    python train.py --base models/smollm2-135m-l10 --data data/synthetic.jsonl --out runs/demo \\
+    python train.py --base models/smollm2-135m-l20 --data data/synthetic.jsonl --out runs/demo \\
         --batch-size 32 --max-length 64 --lr 1e-3 --warmup-steps 10                   # a CPU, minutes
     python train.py --base models/Mistral-7B-v0.1 --data data/synthetic.jsonl --out runs/paper    # one GPU
     torchrun --nproc-per-node 8 train.py --base ... --data a.jsonl:0.5 --data b.jsonl --out ...   # eight

@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 
 import export
 from conftest import complaint
-from model import Embedder
+from model import Embedder, UserError
 from tiny import random_model, relative, save, tiny_config
 
 MAX_LENGTH = 48
@@ -135,3 +135,19 @@ def test_the_bases_dtype_is_kept_and_mistakes_are_one_line(mistral_files, tmp_pa
                              ((strange, tmp_path / "o"), "stray")]:
         assert words in complaint(capsys, export.main, *arguments)
         assert not (tmp_path / "o").exists() and not (tmp_path / "o.tmp").exists()
+
+
+def test_an_adapter_alone_in_16_bits_gives_nearly_the_same_vectors(base, tmp_path):
+    run = make_run(tmp_path / "run", base)
+    run_export(run, tmp_path / "small", "--adapter")
+    small, whole = (tmp_path / name / "adapter_model.safetensors" for name in ("small", "run"))
+    assert small.stat().st_size < 0.6 * whole.stat().st_size
+    texts = TEXTS[1:6]
+    before, after, bare = (Embedder.load(path, device="cpu").encode(texts)
+                           for path in (run, tmp_path / "small", base))
+    assert 0 < relative(after, before) < 5e-3 < relative(bare, before)
+
+
+def test_a_base_has_no_adapter_to_write(base, tmp_path, capsys):
+    with pytest.raises(UserError, match="has no adapter"):
+        run_export(base, tmp_path / "out", "--adapter")

@@ -137,6 +137,12 @@ def export(args) -> None:
         prompts[name] = instruct(prompt, "")
     if args.out.exists():
         raise UserError(f"{args.out}: already there: remove it, or choose another name")
+    if args.adapter:
+        embedder = Embedder.load(args.model, device="cpu", dtype="float32")
+        if not embedder.decoder.lora:
+            raise UserError(f"{args.model}: has no adapter")
+        embedder.save_adapter(args.out, getattr(torch, args.dtype or "bfloat16"))
+        return print(f"{args.out}: the adapter in {args.dtype or 'bfloat16'}, for {embedder.base}")
     base = find_base(args.model) if (args.model / "adapter_config.json").exists() else args.model
     config = read_json(base / "config.json")
     dtype = args.dtype or stored_dtype(base)
@@ -161,6 +167,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="a run, or a Hugging Face folder without an adapter")
     parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--adapter", action="store_true",
+                        help="write PEFT's two files alone, in bfloat16 or --dtype")
     parser.add_argument("--dtype", choices=sorted(DTYPES.values()), help="default: as the base is stored")
     parser.add_argument("--max-length", type=int, default=512, help="tokens a text, BOS and EOS included")
     parser.add_argument("--prompt", action="append", default=[], metavar="NAME=INSTRUCTION",
