@@ -1,11 +1,13 @@
 """tools/export.py: sentence-transformers and transformers give our vectors from the exported folder."""
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 import export
@@ -13,6 +15,7 @@ from conftest import complaint
 from model import Embedder, UserError
 from tiny import random_model, relative, save, tiny_config
 
+ROOT = Path(__file__).resolve().parents[1]
 MAX_LENGTH = 48
 TEXTS = ["", "a", "Hello world", "naïve café · Быстрая лиса · 我喜欢在周末看书 · مرحبا", "🙂🚀 👨‍👩‍👧 🇩🇪",
          "An end </s> in the middle <s>", "</s>", "  two  spaces ", "line\nbreak",
@@ -151,3 +154,16 @@ def test_an_adapter_alone_in_16_bits_gives_nearly_the_same_vectors(base, tmp_pat
 def test_a_base_has_no_adapter_to_write(base, tmp_path, capsys):
     with pytest.raises(UserError, match="has no adapter"):
         run_export(base, tmp_path / "out", "--adapter")
+
+
+def test_the_shipped_adapter_fits_the_default_base():
+    folder = ROOT / "data" / "adapter"
+    described = json.loads((folder / "adapter_config.json").read_text())
+    layers = re.search(r"^LAYERS +\?= (\d+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    assert described["base_model_name_or_path"] == f"models/smollm2-135m-l{layers}"
+    tensors = load_file(folder / "adapter_model.safetensors")
+    sizes = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
+    assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
+    assert sum(t.numel() for t in tensors.values()) == int(layers) * 16 * sum(map(sum, sizes))
+    assert (folder / "adapter_model.safetensors").stat().st_size <= 12e6
+    assert all(t.float().abs().max() > 0 for t in tensors.values())      # B starts at zero
