@@ -507,9 +507,9 @@ def test_faults_lose_and_double_nothing(live):
             "drip": 0.01,
             "hang": 0.01,
         },
-        hang=3,
+        hang=6,
     )
-    assert live(server, "--timeout", "0.5", n=300) == 0
+    assert live(server, "--timeout", "2.5", n=300) == 0
     assert sorted(raw_ids(live.folder)) == list(range(300))
     assert all(server.fault_counts.get(name) for name in server.faults)
     report = json.loads((live.folder / "report.json").read_text())
