@@ -220,6 +220,12 @@ def plan_epoch(examples: Examples, batch_size: int, homogeneous: bool, seed: int
     return [batches[i] for i in rng.permutation(len(batches))] if homogeneous else batches
 
 
+def plan_run(examples: Examples, args) -> list:
+    """The batches of all epochs; `args` are train.py's flags."""
+    return [numbers for epoch in range(args.epochs) for numbers in
+            plan_epoch(examples, args.batch_size, args.batches == "homogeneous", args.seed, epoch)]
+
+
 @dataclass
 class Batch:
     """One step's texts: the queries [Q], then the documents [D], positives first, then negatives."""
@@ -239,6 +245,11 @@ def with_instruction(example: dict, style: str) -> tuple[str, str]:
     return "", (prefix if style == "prefix" else "") + example["query"]
 
 
+def document_instruction(example: dict, args) -> str:
+    """None in the paper; with --both-sides that of the symmetric tasks, whose sides are alike."""
+    return example["prompt"] if args.both_sides and example["type"] in ("sts", "bitext") else ""
+
+
 def prepare(examples: Examples, numbers: np.ndarray, tokenize, args, step: int, rank=0, world=1) -> Batch:
     """Read a batch, draw its positives and negatives, mask, tokenise this rank's part.
 
@@ -250,8 +261,7 @@ def prepare(examples: Examples, numbers: np.ndarray, tokenize, args, step: int, 
     positives = [(e, rng.choice(e["pos"])) for e in read]
     negatives = [(e, text) for e in read for text in rng.permutation(e["neg"])[:args.negatives]]
     for e, text in positives + negatives:
-        both = args.both_sides and e["type"] in ("sts", "bitext")
-        texts.append((e["prompt"] if both else "", str(text)))
+        texts.append((document_instruction(e, args), str(text)))
     hashes = np.array([text_hash(text) for _, text in texts[len(read):]])
     valid = np.ones((len(read), len(hashes)), bool)
     if not args.no_mask:
@@ -581,9 +591,9 @@ def batches_ahead(examples: Examples, plan: list, first: int, run: Run):
             yield batch
 
 
-def training_step(run: Run, batch: Batch, step: int, stop: list[int], started: float) -> dict:
-    """Gradients, their sum over the ranks, one update; returns what is logged. step counts from 1. `stop`,
-    this rank's signals, gets one where another rank has one."""
+def training_step(run: Run, batch: Batch, step: int, signals: list[int], started: float) -> tuple[dict, bool]:
+    """Gradients, their sum over the ranks, one update; step counts from 1. Returns what is logged, and
+    whether any rank had a signal: all see the same, so that none leaves the others waiting."""
     args, device, scaler, optimizer = run.args, run.embedder.device, run.scaler, run.optimizer
     targets, valid = torch.arange(batch.queries, device=device), batch.valid.to(device)
 
@@ -598,7 +608,8 @@ def training_step(run: Run, batch: Batch, step: int, stop: list[int], started: f
     key = args.seed, step - 1, run.rank
     value, vectors, padded, drift = cached_gradients(
         run.embedder.embed, batch, loss, args.tokens_per_chunk, keep_tokens, key, scale)
-    counts = torch.tensor([sum(map(len, batch.rows)), *padded, len(stop)], dtype=torch.float32, device=device)
+    counts = [sum(map(len, batch.rows)), *padded, len(signals)]
+    counts = torch.tensor(counts, dtype=torch.float32, device=device)
     if run.world > 1:
         sum_over_ranks([*(p.grad for p in run.parameters), counts])
     scaler.unscale_(optimizer)
@@ -611,15 +622,13 @@ def training_step(run: Run, batch: Batch, step: int, stop: list[int], started: f
                "chance_loss": valid.sum(1).log().mean(), "grad_norm": norm, "replay_difference": drift}
     found = torch.cat([torch.stack(list(figures.values())).float(), counts]).tolist()  # the step's only wait
     real, once, twice, stopping = found[len(figures):]
-    if stopping and not stop:
-        stop.append(signal.SIGTERM)
     seconds = time.perf_counter() - started
     line = {"step": step, **dict(zip(figures, found)), "lr": lr, "seconds": seconds, "tokens": int(real),
             "tokens_per_second": real / seconds, "padding": 1 - real / once}
     if run.peak:                # a forward is 2N a token, a backward 2N: the base has no weight gradient
         line["mfu"] = 2 * run.weights * (2 * once + twice) / seconds / run.peak
         line["mfu_useful"] = 4 * run.weights * real / seconds / run.peak
-    return line
+    return line, stopping > 0
 
 
 def train(args) -> int:
@@ -627,18 +636,17 @@ def train(args) -> int:
     rank, world = start_ranks(args)
     examples = Examples(args.data, args.prompt, args.skip_bad_lines)
     held = Examples([str(args.eval_data)], args.prompt, args.skip_bad_lines) if args.eval_data else None
-    plan = [numbers for epoch in range(args.epochs) for numbers in
-            plan_epoch(examples, args.batch_size, args.batches == "homogeneous", args.seed, epoch)]
+    plan = plan_run(examples, args)
     run, step = start_run(args, examples, min(len(plan), args.max_steps or len(plan)), rank, world)
     log = open(args.out / "log.jsonl", "a") if rank == 0 else None
-    stop = []                                             # SIGTERM, SIGINT: finish the step, save, leave
+    signals, stopping = [], False                         # SIGTERM, SIGINT: finish the step, save, leave
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda n, frame: stop.append(n) if not stop else sys.exit(128 + n))
+        signal.signal(number, lambda n, frame: signals.append(n) if not signals else sys.exit(128 + n))
     batches = batches_ahead(examples, plan[:run.steps], step, run)
-    while step < run.steps and not stop:
+    while step < run.steps and not stopping:
         started, step = time.perf_counter(), step + 1
         batch = next(batches)
-        line = training_step(run, batch, step, stop, started)
+        line, stopping = training_step(run, batch, step, signals, started)
         watched = ["loss"] if run.scaler.is_enabled() else ["loss", "grad_norm"]
         if not all(math.isfinite(line[name]) for name in watched):     # float16 overflows; its scaler copes
             raise bad_batch(args.out, line, batch, examples)
@@ -648,13 +656,13 @@ def train(args) -> int:
             log.write(json.dumps(line) + "\n")
             log.flush()
             show(line, run.steps)
-            if step % args.checkpoint_every == 0 or step == run.steps or stop:
+            if step % args.checkpoint_every == 0 or step == run.steps or stopping:
                 save_checkpoint(run, step)
-    done = step == run.steps
+    done, number = step == run.steps, (signals or [signal.SIGTERM])[0]     # or another rank's
     if rank == 0:
         print(f"{args.out}: {step:,} steps done, adapter saved" if done else
-              f"stopped by {signal.Signals(stop[0]).name} after step {step}: --resume goes on from there")
-    return 0 if done else 128 + stop[0]
+              f"stopped by {signal.Signals(number).name} after step {step}: --resume goes on from there")
+    return 0 if done else 128 + number
 
 
 def main(argv=None) -> int:
