@@ -25,10 +25,6 @@ EVAL_FLAGS  ?=
 # Threads at a barrier spin a little and then sleep: with the default, endless spinning, two torch threads beside
 # another busy process do a tenth of their work.
 export GOMP_SPINCOUNT ?= 3000
-# glibc keeps freed memory for the next step. Handing it back and asking anew costs half of a step.
-export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
-export MALLOC_TOP_PAD_ ?= 268435456
-export MALLOC_MMAP_MAX_ ?= 0
 
 PY      := $(VENV)/bin/python
 PIP     := $(VENV)/bin/pip --disable-pip-version-check --quiet
@@ -110,6 +106,10 @@ data/public/flags: prompts/public.json tools/public_data.py tools/hub.py | $(VEN
 	@$(PIP) install pyarrow==26.0.1
 	$(PY) tools/public_data.py --out $(@D)
 
+# glibc keeps freed memory for the next step. Handing it back and asking anew costs up to half of a step.
+runs/$(RUN)/.finished $(RESULTS): export MALLOC_TRIM_THRESHOLD_ = 17179869184
+runs/$(RUN)/.finished $(RESULTS): export MALLOC_TOP_PAD_ = 268435456
+runs/$(RUN)/.finished $(RESULTS): export MALLOC_MMAP_MAX_ = 0
 runs/$(RUN)/.finished: $(DATA) $(MODEL)/config.json train.py model.py
 	@echo "==> train: $(MODEL) on $(DATA) -> runs/$(RUN)$(if $(filter demo,$(PRESET)),: about 10 minutes on 2 cores)"
 	$(PY) train.py --base $(MODEL) $(DATA_ARGS) --out runs/$(RUN) --resume $(TRAIN_$(PRESET)) $(TRAIN_FLAGS)
