@@ -214,8 +214,11 @@ class Linear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(out_features, rank, device=self.weight.device))
         self.scaling = scaling
 
+    def base(self, x):
+        return F.linear(x, self.weight)
+
     def forward(self, x, z):
-        y = F.linear(x, self.weight)
+        y = self.base(x)
         if self.lora_A is None:
             return y
         low = self.scaling * F.linear(z, self.lora_A.to(x.dtype))    # [B, T, r]: scaled where it is small

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 
 import plot
+from conftest import complaint
 
 REPORT = {"examples": 30, "distinct prompts": 4, "type": {"sts": 20, "bitext": 10},
           "dropped": {"duplicate": 3}, "language": {f"language {i}": 30 - i for i in range(18)},
@@ -109,21 +110,18 @@ def test_pictures_are_written_where_they_belong(files, monkeypatch, capsys):
     assert "<svg" in (files / "loss.svg").read_text()
 
 
-@pytest.mark.parametrize("arguments, complaint", [
+@pytest.mark.parametrize("arguments, words", [
     (["train", "nowhere"], "nowhere: No such file"), (["train", "run", "--out", "x.doc"], "--out x.doc"),
     (["data", "a.json"], "not a report"), (["data", "report.json", "a.json"], "one report.json"),
     (["scores", "report.json"], "report.json: not a result"), (["study", "a.json"], "not a result of tools"),
     (["study", "study.json", "a.json"], "one study.json"), (["train", "bad"], "log.jsonl:2"),
     (["train", "empty"], "no step"), (["train", "run", "--out", "no/folder.png"], "no/folder.png"),
 ])
-def test_user_errors_are_one_line(files, monkeypatch, capsys, arguments, complaint):
+def test_user_errors_are_one_line(files, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(files)
     for name, text in (("bad", '{"step": 1, "loss": 2}\n{"step"'), ("empty", "")):
         (files / name).mkdir()
         (files / name / "log.jsonl").write_text(text)
     before = sorted(files.rglob("*"))
-    with pytest.raises(SystemExit) as stopped:
-        plot.main(arguments)
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and complaint in error and error.count("\n") == 1, error
+    assert words in complaint(capsys, plot.main, *arguments)
     assert sorted(files.rglob("*")) == before

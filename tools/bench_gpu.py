@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # train.py stan
 import fp8  # noqa: E402
 import train  # noqa: E402
 from bench_memory import MISTRAL_7B, peak_bytes, write_checkpoint  # noqa: E402
-from model import Embedder, Linear, UserError, replace_file  # noqa: E402
+from model import Embedder, Linear, UserError, command, replace_file  # noqa: E402
 
 TINY = {**MISTRAL_7B, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -150,18 +150,14 @@ def main(argv=None):
     add("--train-flags", default="", help="more flags of train.py")
     add("--json", type=Path)
     args = parser.parse_args(argv)
-    try:
-        if args.what == "base":
-            if args.base.exists():
-                raise UserError(f"{args.base}: already there")
-            device = "cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu"
-            make_base(args.base, SHAPES[args.shape], args.dtype, device)
-            ragged_examples(args.base / "examples.jsonl", args.rows)
-        else:
-            bench(args)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if args.what == "base":
+        if args.base.exists():
+            raise UserError(f"{args.base}: already there")
+        device = "cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu"
+        make_base(args.base, SHAPES[args.shape], args.dtype, device)
+        ragged_examples(args.base / "examples.jsonl", args.rows)
+    else:
+        bench(args)
 
 
 if __name__ == "__main__":
@@ -172,4 +168,4 @@ if __name__ == "__main__":
         except (UserError, torch.OutOfMemoryError) as error:
             sys.exit(f"error: {str(error).splitlines()[0]}")
     else:
-        main()
+        command(main)

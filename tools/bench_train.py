@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # train.py stan
 import export  # noqa: E402
 import train  # noqa: E402
 from bench_memory import peak_bytes  # noqa: E402
-from model import Embedder, UserError, replace_file  # noqa: E402
+from model import Embedder, UserError, command, replace_file  # noqa: E402
 
 VARIANTS = ("stock", "tokens", "sorted", "sorted-tokens")
 
@@ -101,8 +101,7 @@ def batches_of(s: dict) -> list[list[dict]]:
     """The examples in the order in which train.py visits them."""
     args = train_options(s)
     examples = train.Examples(args.data)
-    plan = train.plan_epoch(examples, args.batch_size, False, args.seed, 0)
-    return [[examples[i] for i in batch] for batch in plan]
+    return [[examples[i] for i in batch] for batch in train.plan_run(examples, args)]
 
 
 def row_length(row: dict) -> int:
@@ -228,11 +227,7 @@ def main(argv=None):
     add("--json", type=Path, help="write everything here too")
     args = parser.parse_args(argv)
     args.dtype = args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32")
-    try:
-        bench(args)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    bench(args)
 
 
 if __name__ == "__main__":
@@ -243,4 +238,4 @@ if __name__ == "__main__":
             print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
             sys.exit(2)
     else:
-        main()
+        command(main)

@@ -71,12 +71,8 @@ def fp8_linear(x, by_row, row_scale, by_column, column_scale):
 class Fp8Linear(Linear):
     """model.Linear with the base's product in fp8. Made by `quantise` out of a Linear, in place."""
 
-    def forward(self, x, z):
-        y = fp8_linear(x, self.weight, self.row_scale, self.by_column, self.column_scale)
-        if self.lora_A is None:
-            return y
-        low = self.scaling * nn.functional.linear(z, self.lora_A.to(x.dtype))
-        return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), self.lora_B.to(x.dtype).T).view_as(y)
+    def base(self, x):
+        return fp8_linear(x, self.weight, self.row_scale, self.by_column, self.column_scale)
 
 
 def quantise(decoder: Decoder) -> Decoder:

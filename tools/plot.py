@@ -18,7 +18,7 @@ matplotlib.use("Agg")                                   # draw into files, also 
 import matplotlib.pyplot as plt  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from model import UserError, read_json, replace_file  # noqa: E402
+from model import UserError, command, read_json, replace_file  # noqa: E402
 from study_table import CATEGORIES  # noqa: E402
 
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
@@ -229,12 +229,9 @@ def main(argv=None):
             figure = DRAW[args.what][0](args)
             replace_file(out, lambda path: figure.savefig(path, dpi=args.dpi, format=out.suffix[1:]))
         print(out)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     finally:
         plt.close("all")
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -83,7 +83,7 @@ def fetch(out: Path, table: dict, partial: bool) -> None:
     """Fill `out` from the copy on the hub, and write `flags` once every set is there."""
     sets, drawn, flags, missing = table["sets"], 0, [], []
     absent = [name for name in sets if not (out / f"{name}.jsonl").exists()]
-    source, found = None, {}
+    found = {}
     if absent:
         source = download(table)
         files = sorted(path for path in source.rglob("*") if path.name.endswith(FORMATS))

@@ -9,6 +9,7 @@ from pathlib import Path
 import clean
 import llm
 from model import UserError, read_json, replace_file
+from subsets import file_hash
 
 # What train.py's --both-sides and type need to know of public files: their task type. Others have none.
 PUBLIC_TYPES = {"multi30k_bitext": "bitext", "tanaka_enja": "bitext", "lafand_bitext": "bitext",
@@ -17,10 +18,8 @@ PUBLIC_TYPES = {"multi30k_bitext": "bitext", "tanaka_enja": "bitext", "lafand_bi
 
 
 def file_key(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()[:16]
+    lines = "".join(f"{path.name} {file_hash(path)}\n" for path in paths)
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def prepare_data(synthetic: Path, public: Path | None, evaldata: Path, folder: Path) -> dict[str, dict]:

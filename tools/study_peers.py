@@ -74,15 +74,12 @@ def batches_of(args: argparse.Namespace) -> list[list[dict]]:
     is a negative of its batch already, so that no new text comes in.
     """
     examples = train.Examples(args.data, args.prompt)
-    plan = [numbers for epoch in range(args.epochs) for numbers in train.plan_epoch(
-        examples, args.batch_size, args.batches == "homogeneous", args.seed, epoch)]
     batches = []
-    for numbers in plan[:args.max_steps]:
+    for numbers in train.plan_run(examples, args)[:args.max_steps]:
         batch = []
         for example in (examples[i] for i in numbers):
-            both = args.both_sides and example["type"] in ("sts", "bitext")
-            texts = {key: [instruct(example["prompt"] if both else "", text) for text in example[key][:1]]
-                     for key in ("pos", "neg")}
+            prompt = train.document_instruction(example, args)
+            texts = {key: [instruct(prompt, text) for text in example[key][:1]] for key in ("pos", "neg")}
             batch.append({**example, **texts})
         for i, row in enumerate(batch):
             row["neg"] = row["neg"] or batch[i - 1]["pos"]

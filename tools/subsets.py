@@ -105,12 +105,12 @@ def draw_classification(pool: Pool, labels: int, train: int, test: int) -> dict:
 
 def draw_clustering(pool: Pool, labels: int, each: int) -> dict:
     """One set, drawn from the first of the source."""
-    number, row = 0, next(read_rows(pool.folder / "test.jsonl"))
+    row = next(read_rows(pool.folder / "test.jsonl"))
     kept = pool.rng.sample(sorted(set(row["labels"])), labels)
     free = [i for i, text in enumerate(row["sentences"]) if pool.free(text)]
     pool.rng.shuffle(free)
     items = [i for label in kept for i in [i for i in free if row["labels"][i] == label][:each]]
-    return {"test.jsonl": [[number, {"sentences labels": sorted(items)}]]}
+    return {"test.jsonl": [[0, {"sentences labels": sorted(items)}]]}
 
 
 def draw_reranking(pool: Pool, rows: int, positive: int, negative: int) -> dict:
