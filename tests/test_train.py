@@ -1,4 +1,5 @@
 """train.py: what goes into a batch, the loss, cached gradients, the run's folder and its errors."""
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import get_linear_schedule_with_warmup
 
@@ -320,20 +322,45 @@ def test_two_ranks_give_the_gradient_of_one(base, data, tmp_path, queries, token
     assert queries == 1 or close(gradient2, gradient)
 
 
-@pytest.mark.parametrize("how, lost, reason", [(signal.SIGKILL, 0, "onnection"), (signal.SIGKILL, 1, "onnection"),
-                                               (signal.SIGSTOP, 1, "Timed out")])
-def test_a_lost_rank_ends_the_other_within_the_timeout(base, data, tmp_path, how, lost, reason):
-    """Two processes over gloo, one of them killed, or stopped so that it no longer answers, in mid-run."""
+# train.py, whose rank 1 gets SIGTERM in step 3, just after the ranks have told each other of signals
+LATE_SIGNAL = """
+import os, signal, sys, train
+tell, told = train.sum_over_ranks, []
+def tell_then_signal(tensors):
+    tell(tensors)
+    told.append(1)
+    if os.environ["RANK"] == "1" and len(told) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+train.sum_over_ranks = tell_then_signal
+sys.exit(train.main())
+"""
+
+
+@contextlib.contextmanager
+def two_ranks(base, data, out, *flags, code=(ROOT / "train.py",)):
+    """Two processes over gloo, ended with the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     ranks = [subprocess.Popen(
-        [sys.executable, ROOT / "train.py", "--base", base, "--data", data, "--out", tmp_path / "run", "--batch-size", "8",
-         "--max-length", "32", "--device", "cpu", "--epochs", "10000", "--timeout", "0.05"],            # 3 seconds
-        env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-             "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for rank in (0, 1)]
+        [sys.executable, *code, "--base", base, "--data", data, "--out", out, "--batch-size", "8",
+         "--max-length", "32", "--device", "cpu", "--epochs", "10000", *flags], cwd=ROOT, text=True,
+        env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE) for rank in (0, 1)]
     try:
+        yield ranks
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize("how, lost, reason", [(signal.SIGKILL, 0, "onnection"), (signal.SIGKILL, 1, "onnection"),
+                                               (signal.SIGSTOP, 1, "Timed out")])
+def test_a_lost_rank_ends_the_other_within_the_timeout(base, data, tmp_path, how, lost, reason):
+    """One of two is killed in mid-run, or stopped so that it no longer answers."""
+    with two_ranks(base, data, tmp_path / "run", "--timeout", "0.05") as ranks:            # 3 seconds
         assert any(line.startswith("step 3/") for line in ranks[0].stdout), ranks[0].stderr.read()
         ranks[lost].send_signal(how)
         sent = time.monotonic()
@@ -342,10 +369,17 @@ def test_a_lost_rank_ends_the_other_within_the_timeout(base, data, tmp_path, how
         assert ranks[1 - lost].returncode == 2 and said.count("\n") == 1, said
         assert said.startswith(f"train.py: rank {1 - lost} lost another rank (") and reason in said
         assert "--resume goes on" in said
-    finally:
-        for process in ranks:
-            process.kill()
-            process.communicate()
+
+
+@pytest.mark.parametrize("steps, last, code", [("10", 4, 128 + signal.SIGTERM), ("3", 3, 0)])
+def test_a_late_signal_stops_both_ranks_after_the_next_step(base, data, tmp_path, steps, last, code):
+    """What comes after the sum counts in the next step; if there is none, the run is done."""
+    flags = "--max-steps", steps, "--timeout", "0.5"
+    with two_ranks(base, data, tmp_path / "run", *flags, code=("-c", LATE_SIGNAL)) as ranks:
+        said = [process.communicate(timeout=60)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [code, code], said
+    with safe_open(tmp_path / "run/checkpoint.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["state"])["step"] == last
 
 
 # -------------------------------------------------------------------------------------- the run's folder

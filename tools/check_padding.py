@@ -6,8 +6,9 @@
 Every text is embedded alone, in one batch with all the others, and at several chunk sizes, in every dtype on
 every device there is. For each the table gives the largest relative difference (norm of the difference over
 norm of the vector) and the least cosine to the same text alone, then to the first dtype on the first device:
-float32 on the CPU, unless --dtypes and --devices say otherwise. Alone and together take other kernels, so rounding differs in the dtype's last digits; a padding or mask fault shows in
-the first. Exits with 1 where a difference is above the dtype's bound.
+float32 on the CPU, unless --dtypes and --devices say otherwise. Alone and together take other kernels, so
+rounding differs in the dtype's last digits; a padding or mask fault shows in the first. Exits with 1 where a
+difference is above the dtype's bound.
 """
 import argparse
 import sys

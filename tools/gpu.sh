@@ -25,13 +25,13 @@ BASE="$WORK/base"
 if [ "${1:-}" = --dry ]; then
     DEVICE=cpu SHAPE=tiny DTYPE=float32 ROWS=24 BATCH=6 PAPER_BATCH=8 LENGTH=24 ENCODE=24
     CHUNKS="64 128" SMALL_CHUNK=64 TRAIN_STEPS=2 EMULATE=--emulate
-    PEER="--rounds 1 --batch-size 4 --steps 2 --threads 1"
+    PEER="--rounds 1 --batch-size 4 --steps 2 --threads 1" PADDING=float32
 elif [ $# -gt 0 ]; then
     echo "error: gpu.sh $1: takes --dry or nothing" >&2; exit 2
 else
     DEVICE=cuda SHAPE=7b DTYPE=bfloat16 ROWS=4096 BATCH=256 PAPER_BATCH=2048 LENGTH=512 ENCODE=2048
     CHUNKS="8192 4096 16384" SMALL_CHUNK=1024 TRAIN_STEPS=3 EMULATE=    # 16,384 needs more than 80 GB
-    PEER="--rounds 1 --batch-size 64 --steps 4 --warmup 2"
+    PEER="--rounds 1 --batch-size 64 --steps 4 --warmup 2" PADDING="float32 bfloat16"
     if ! "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
         echo "error: no CUDA device here: --dry tests the steps on a CPU" >&2; exit 2
     fi
@@ -63,6 +63,8 @@ step paper_batch_22gib 170 "$PYTHON" tools/bench_gpu.py train "$BASE" $COMMON --
     --steps 1 --tokens-per-chunk $SMALL_CHUNK --memory-gib 22 --json "$OUT/paper_batch_22gib.json"
 step encode 60 "$PYTHON" tools/bench_gpu.py encode "$BASE" $COMMON --batch-size $ENCODE \
     --tokens-per-chunk $CHUNKS --json "$OUT/encode.json"
+step padding 90 "$PYTHON" tools/check_padding.py "$BASE" --devices $DEVICE --dtypes $PADDING \
+    --max-length $LENGTH
 step peer 220 "$PYTHON" tools/bench_train.py "$BASE" --data "$BASE/examples.jsonl" $COMMON $PEER \
     --variants tokens --tokens-per-chunk ${CHUNKS%% *} --json "$OUT/peer.json"
 step fp8_train 100 "$PYTHON" tools/bench_gpu.py train "$BASE" $COMMON --batch-size $BATCH \
