@@ -37,7 +37,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 import metrics
-from model import Embedder, UserError, command, read_json, replace_file
+from model import Embedder, UserError, command, find_model, read_json, replace_file
 
 CATEGORIES = {                        # kind -> MTEB's name for it, in the order of the paper's Table 1
     "classification": "Classification", "clustering": "Clustering",
@@ -532,6 +532,8 @@ def main(argv=None):
     if len(args.dim) * len(args.quantize) > 1 and not args.cache:    # the variants share a model's vectors
         scratch = tempfile.TemporaryDirectory()
         args.cache = Path(scratch.name)
+    for model in args.models:                        # what is not there is missed now, not after an hour
+        find_model(model)
     results = {}
     for model, name in zip(args.models, args.names):
         say(f"{name}: {model}")

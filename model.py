@@ -502,17 +502,9 @@ class Embedder:
         lacks that. pooling: as the run was trained, else "last". overrides: rope_theta=1e5 or
         sliding_window=None, say, in place of the config's (longer texts, section 4.4). Raises UserError.
         """
-        folder = Path(path)
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such model folder (`make base` builds one, `make train` a run)")
-        if (folder / "log.jsonl").exists() and not (folder / "adapter_config.json").exists():
-            raise UserError(f"{folder}: a run without an adapter: it has not come to its first checkpoint")
-        if (folder / "adapter_config.json").exists():
-            if adapter is not None:
-                raise UserError(f"{folder}: has an adapter of its own: a second one ({adapter}) has no place")
-            adapter, folder = folder, find_base(folder)
-        if pooling is None and adapter is not None and (Path(adapter) / "config.json").exists():
-            pooling = read_json(Path(adapter) / "config.json").get("pooling")
+        folder, adapter = find_model(path, adapter)
+        if pooling is None and adapter is not None and (adapter / "config.json").exists():
+            pooling = read_json(adapter / "config.json").get("pooling")
         try:
             device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             torch.empty(0, device=device)             # a device that is not there fails here, not later
@@ -527,7 +519,7 @@ class Embedder:
             raise UserError(f"dtype {dtype}: choose float32, bfloat16, float16 or float64")
         decoder = load_decoder(folder, device, dtype, **overrides)
         if adapter is not None:
-            load_adapter(decoder, Path(adapter))
+            load_adapter(decoder, adapter)
         file = folder / "tokenizer.json"
         try:
             tokenizer = Tokenizer.from_file(str(file))
@@ -596,6 +588,20 @@ class Embedder:
                      lambda path: path.write_text(json.dumps(described, indent=2)))
 
 
+def find_model(path, adapter=None) -> tuple[Path, Path | None]:
+    """(base model's folder, adapter's folder) of a run, an adapter, or a base model's own folder."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such model folder (`make base` builds one, `make train` a run)")
+    if (folder / "log.jsonl").exists() and not (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder}: a run without an adapter: it has not come to its first checkpoint")
+    if not (folder / "adapter_config.json").exists():
+        return folder, adapter and Path(adapter)
+    if adapter is not None:
+        raise UserError(f"{folder}: has an adapter of its own: a second one ({adapter}) has no place")
+    return find_base(folder), folder
+
+
 def find_base(adapter: Path) -> Path:
     """The base model's folder that an adapter names: as written, or below any folder above the adapter."""
     name = read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or ""
@@ -603,5 +609,7 @@ def find_base(adapter: Path) -> Path:
         for folder in (start / name, start / "models" / name.rsplit("/", 1)[-1]):
             if name and (folder / "config.json").exists():
                 return folder
-    raise UserError(f"{adapter}: its base model {name!r} is not here: `make base BASE={name}`, "
-                    f"or Embedder.load(base, adapter={str(adapter)!r})")
+    made_here = name.startswith("models/")                            # by `make base`, from wherever
+    raise UserError(f"{adapter}: its base model {name!r} is not here: `make base"
+                    + ("`, with the BASE or LAYERS of then" if made_here else f" BASE={name}`")
+                    + f", or Embedder.load(base, adapter={str(adapter)!r})")

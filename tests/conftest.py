@@ -26,7 +26,8 @@ def complaint(capsys, main, *arguments) -> str:
     """The one line with which a script's `main` refuses its arguments, as a user sees it."""
     with pytest.raises(SystemExit) as stopped:
         command(lambda: main([str(argument) for argument in arguments]))
-    said = capsys.readouterr().err
+    printed, said = capsys.readouterr()
+    assert not printed, "something was begun before the arguments were looked at"
     assert stopped.value.code == 2 and said.count("\n") == 1
     return said
 

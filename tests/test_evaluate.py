@@ -21,6 +21,7 @@ import evaluate
 import hub
 import metrics
 import passkey
+from conftest import complaint
 from model import Embedder, UserError, command
 
 ROOT = Path(__file__).parent.parent
@@ -517,6 +518,11 @@ def test_the_command_prints_one_line_and_exits_with_2():
     )
 
 
+def test_a_model_that_is_not_there_is_missed_before_any_is_scored(smollm2, capsys):
+    assert "no/such/model: no such model folder" in complaint(
+        capsys, evaluate.main, smollm2, "no/such/model", "--tasks", MINI)
+
+
 # ---------------------------------------------------------------------------------- the mteb package
 
 def mteb_task(name: str, task: dict, rows):
@@ -800,8 +806,10 @@ def test_the_table_shows_models_variants_and_published_scores_and_names_what_is_
         shutil.copytree(MINI / kind, tmp_path / name)
         task = {**json.loads((MINI / kind / "task.json").read_text()), "name": name}
         (tmp_path / name / "task.json").write_text(json.dumps(task))
-    out = tmp_path / "results" / "scores.json"
-    evaluate.main(["a", "b", "--tasks", str(tmp_path), "--benchmark", "eng-v1", "--out", str(out),
+    out, models = tmp_path / "results" / "scores.json", [tmp_path / "models" / name for name in "ab"]
+    for model in models:
+        model.mkdir(parents=True)
+    evaluate.main([*map(str, models), "--tasks", str(tmp_path), "--benchmark", "eng-v1", "--out", str(out),
                    "--dim", "0", "16", "--quantize", "none", "binary"])
     printed, scores = capsys.readouterr().out, json.loads(out.read_text())
     assert list(scores) == [f"{m}{v}" for m in "ab" for v in ("", " binary", " 16", " 16 binary")]

@@ -321,6 +321,11 @@ def test_the_published_adapters_config_loads(folder, adapter, embedder):
     refused("make base BASE=mistralai/Mistral-7B-v0.1", Embedder.load, adapter)
 
 
+def test_a_base_that_make_built_is_asked_for_by_its_layers(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "models/no-such-l3"}')
+    refused("`make base`, with the BASE or LAYERS", Embedder.load, tmp_path)
+
+
 @pytest.mark.parametrize("changes, words", [
     ({"use_dora": True}, "DoRA"),
     ({"bias": "lora_only"}, "bias"),
