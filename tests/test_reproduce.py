@@ -240,26 +240,26 @@ def study(drawn, base, examples, tmp_path, monkeypatch):
 
 
 def test_a_study_resumes_and_runs_again_what_changed(study, tmp_path, capfd):
-    found = study("--rows", "base-10,synthetic,bm25", "--seeds", "2")
+    found = study("--rows", "base-cut,synthetic,bm25", "--seeds", "2")
     rows = found["rows"]
-    assert list(rows) == ["base-10", "synthetic", "bm25"] and list(rows["synthetic"]["runs"]) == ["0", "1"]
+    assert list(rows) == ["base-cut", "synthetic", "bm25"] and list(rows["synthetic"]["runs"]) == ["0", "1"]
     assert found["data"]["synthetic"]["contaminated"] == 1 and rows["synthetic"]["examples"] == 12
     assert rows["synthetic"]["mean"].keys() == {"Average", *SEVEN, "BitextMining"}
     assert rows["bm25"]["mean"]["Average"] is None and rows["bm25"]["mean"]["Retrieval"] > 0.1
     runs = rows["synthetic"]["runs"]
-    assert runs["0"]["scores"] != rows["base-10"]["runs"]["0"]["scores"]
+    assert runs["0"]["scores"] != rows["base-cut"]["runs"]["0"]["scores"]
     config = evaluate.read_json(Path(runs["1"]["model"]) / "config.json")
     assert config["seed"] == 1 and config["both_sides"] and config["max_steps"] == 2
     text = (tmp_path / "study.md").read_text()
-    for shown in ("untrained, first 10 layers", runs["1"]["model"], "| synthetic | 13 |"):
+    for shown in ("untrained, the first layers", runs["1"]["model"], "| synthetic | 13 |"):
         assert shown in text
 
     capfd.readouterr()
-    again = study("--rows", "base-10,synthetic,bm25", "--seeds", "2")
+    again = study("--rows", "base-cut,synthetic,bm25", "--seeds", "2")
     assert again == found and capfd.readouterr().out.count("done before") == 4
-    changed = study("--rows", "base-10,synthetic", recipe="--batch-size 4 --max-length 24 --max-steps 1")
+    changed = study("--rows", "base-cut,synthetic", recipe="--batch-size 4 --max-length 24 --max-steps 1")
     out = capfd.readouterr().out
-    assert "base-10, seed 0: done before" in out and "synthetic, seed 0: done before" not in out
+    assert "base-cut, seed 0: done before" in out and "synthetic, seed 0: done before" not in out
     new = changed["rows"]["synthetic"]["runs"]
     config = evaluate.read_json(Path(new["0"]["model"]) / "config.json")
     assert list(new) == ["0"] and config["batch_size"] == 4 and not config["both_sides"]
@@ -284,7 +284,7 @@ def test_ablations_and_public_data_reach_training(study, tmp_path):
 
 @pytest.mark.parametrize("flags, complaint", [
     (["--rows", "nonsense"], "--rows nonsense: there are base-30"), (["--rows", "both"], "needs --traindata"),
-    (["--rows", "base-10", "--seeds", "0"], "--seeds 0"),
+    (["--rows", "base-cut", "--seeds", "0"], "--seeds 0"),
     (["--rows", "synthetic", "--synthetic", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
 ])
 def test_what_a_user_can_mistake_is_said(flags, complaint, study, tmp_path):

@@ -1,7 +1,7 @@
 """tools/reproduce.py: the paper's claims in small, on public test sets, as one resumable study.
 
     python tools/reproduce.py --evaldata EVALDATA --traindata TRAINDATA --seeds 3
-    python tools/reproduce.py --evaldata EVALDATA --rows base-10,synthetic --subset dev \\
+    python tools/reproduce.py --evaldata EVALDATA --rows base-cut,synthetic --subset dev \\
         --out results/dev.json --recipe "--batch-size 32 --max-length 64 --lr 1e-3 --max-steps 70"
 
 EVALDATA: full public test sets as task folders, of which data/study.json takes the fixed subsets `dev` and
@@ -36,8 +36,8 @@ from study_data import file_key, mixture, prepare_data  # noqa: E402
 from study_table import collect, summarize, table  # noqa: E402
 from model import Embedder, UserError, command, read_json  # noqa: E402
 
-RECIPE = ("--batch-size 16 --max-length 64 --lr 2e-3 --warmup-steps 10 --both-sides --epochs 2 "
-          "--max-steps 140 --tokens-per-chunk 512 --keep-tokens 8192")
+RECIPE = ("--batch-size 16 --max-length 64 --lr 1.5e-3 --warmup-steps 20 --both-sides --batches homogeneous "
+          "--lora-dropout 0 --epochs 5 --max-steps 240 --tokens-per-chunk 512 --keep-tokens 16384")
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Row:
 
 ROWS = {
     "base-30": Row("base", "untrained, all 30 layers"),
-    "base-10": Row("base", "untrained, first 10 layers"),
+    "base-cut": Row("base", "untrained, the first layers that the others train"),
     "synthetic": Row("train", "synthetic examples only", main=True),
     "public": Row("train", "public labelled pairs only", "public", main=True),
     "both": Row("train", "synthetic and public", "both", main=True),
@@ -82,6 +82,7 @@ def options(argv=None) -> argparse.Namespace:
     add("--evaldata", type=Path, required=True, help="folder of the full public test sets")
     add("--traindata", type=Path, help="folder of public labelled pairs, for the rows public and both")
     add("--synthetic", type=Path, default=Path("data/synthetic.jsonl"), help="from `make data`")
+    add("--language", help="take the synthetic examples in it alone (default: all)")
     add("--rows", default=",".join(ROWS), help="names, with commas (default: all)")
     add("--subset", choices=("test", "dev", "full"), default="test")
     add("--study", type=Path, default=subsets.STUDY, help="the subsets' lists of rows")
@@ -201,13 +202,13 @@ def main() -> None:
     args = options()
     print(f"preparing data and subset {args.subset}", flush=True)
     public = args.traindata if any(ROWS[name].data != "synthetic" for name in args.rows) else None
-    files = prepare_data(args.synthetic, public, args.evaldata, args.work / "data")
+    files = prepare_data(args.synthetic, public, args.evaldata, args.work / "data", args.language)
     tasks = find_sets(args)
     kinds = {task["name"]: task["kind"] for task in tasks}
     sets = file_key([path for task in tasks for path in sorted(task["folder"].rglob("*.*"))])
     max_length = args.max_length or read_json(args.study)["max_length"]
     common = {"subset": args.subset, "sets": sets, "max_length": max_length, "dtype": args.dtype,
-              "base": args.base.name, "recipe": args.recipe}
+              "base": args.base.name, "language": args.language, "recipe": args.recipe}
     study = read_json(args.out) if args.out.exists() else {"rows": {}, "data": {}}
     study |= {"common": common, "data": study["data"] | files}
     runs = planned(args)
@@ -216,7 +217,8 @@ def main() -> None:
         row, place = ROWS[name], f"[{number}/{len(runs)}] {name}, seed {seed}"
         trained = row.kind in ("train", "peer")
         mixed = mixture(row.data, files) if trained else {}
-        settings = {"common": {key: value for key, value in common.items() if trained or key != "recipe"},
+        settings = {"common": {key: value for key, value in common.items()
+                               if trained or key not in ("recipe", "language")},
                     "row": {key: value for key, value in asdict(row).items() if key not in ("what", "main")},
                     "data": {part: [files[part]["key"], share] for part, share in mixed.items()}}
         old = study["rows"].get(name, {"runs": {}})["runs"]

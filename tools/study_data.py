@@ -22,10 +22,21 @@ def file_key(paths: list[Path]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def prepare_data(synthetic: Path, public: Path | None, evaldata: Path, folder: Path) -> dict[str, dict]:
+def in_language(path: Path, language: str, out: Path) -> Path:
+    """Write the examples of one language to `out`. Raises UserError where there are none."""
+    lines = [line for line in open(path, encoding="utf-8") if json.loads(line).get("language") == language]
+    if not lines:
+        raise UserError(f"--language {language}: no example of {path} is")
+    replace_file(out, lambda target: target.write_text("".join(lines), encoding="utf-8"))
+    return out
+
+
+def prepare_data(synthetic: Path, public: Path | None, evaldata: Path, folder: Path,
+                 language: str | None = None) -> dict[str, dict]:
     """Clean each file into a folder, if that is not done: {name: {"file", "key", and clean.py's counts}}.
 
-    public: the folder of public pairs, if they are wanted. Raises UserError.
+    public: the folder of public pairs, if they are wanted; language: that of the synthetic examples to take,
+    if not all. Raises UserError.
     """
     sources = {"synthetic": synthetic}
     if public:
@@ -35,6 +46,8 @@ def prepare_data(synthetic: Path, public: Path | None, evaldata: Path, folder: P
     if not synthetic.is_file():
         raise UserError(f"{synthetic}: no such file: `make data` writes it")
     folder.mkdir(parents=True, exist_ok=True)
+    if language:
+        sources["synthetic"] = in_language(synthetic, language, folder / "synthetic.in.jsonl")
     against = file_key(sorted(evaldata.rglob("*.jsonl")))
     known = read_json(folder / "report.json") if (folder / "report.json").exists() else {}
     for name, path in sources.items():

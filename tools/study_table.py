@@ -55,7 +55,8 @@ def table(study: dict) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     if any(OLD in line for line in lines):
         lines += ["", f"{OLD} made with other settings than the last run's: run it again to compare."]
-    lines += ["", f"Recipe: `{common['recipe']}`", "",
+    language = f"; synthetic examples in {common['language']} alone" if common["language"] else ""
+    lines += ["", f"Recipe: `{common['recipe']}`{language}", "",
               "| training data | read | near-duplicates | in a test set | kept |", "|---|--:|--:|--:|--:|"]
     lines += [f"| {name} | " + " | ".join(str(info[key]) for key in COUNTS) + " |"
               for name, info in study["data"].items()]
