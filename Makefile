@@ -110,7 +110,7 @@ data/public/flags: prompts/public.json tools/public_data.py tools/hub.py | $(VEN
 runs/$(RUN)/.finished $(RESULTS): export MALLOC_TRIM_THRESHOLD_ = 17179869184
 runs/$(RUN)/.finished $(RESULTS): export MALLOC_TOP_PAD_ = 268435456
 runs/$(RUN)/.finished $(RESULTS): export MALLOC_MMAP_MAX_ = 0
-runs/$(RUN)/.finished: $(DATA) $(MODEL)/config.json train.py model.py
+runs/$(RUN)/.finished: $(DATA) $(MODEL)/config.json train.py batches.py model.py
 	@echo "==> train: $(MODEL) on $(DATA) -> runs/$(RUN)$(if $(filter demo,$(PRESET)),: about 10 minutes on 2 cores)"
 	$(PY) train.py --base $(MODEL) $(DATA_ARGS) --out runs/$(RUN) --resume $(TRAIN_$(PRESET)) $(TRAIN_FLAGS)
 	@touch $@

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train  # noqa: E402
+from batches import Examples, prepare  # noqa: E402
 from model import Embedder  # noqa: E402
 
 base, data, queries, tokens, out = sys.argv[1:]
@@ -23,7 +24,7 @@ for name, p in parameters.items():
         torch.nn.init.normal_(p, std=0.1, generator=generator)
     p.grad = torch.zeros_like(p)
 args = train.options(["--base", base, "--data", data, "--out", "unused"])
-batch = train.prepare(train.Examples([data]), np.arange(int(queries)), embedder.tokenize, args, 0, rank, world)
+batch = prepare(Examples([data]), np.arange(int(queries)), embedder.tokenize, args, 0, rank, world)
 targets = torch.arange(batch.queries)
 loss, vectors, _, _ = train.cached_gradients(
     embedder.embed, batch, lambda v: train.info_nce(v[:batch.queries], v[batch.queries:], targets, 0.02, batch.valid),

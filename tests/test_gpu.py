@@ -12,6 +12,7 @@ import torch
 import bench_gpu
 import fp8
 import train
+from batches import Examples, prepare
 from model import Embedder
 
 DEVICE = os.environ.get("GPU_TESTS_ON", "cuda")
@@ -76,9 +77,9 @@ def test_compiled_vectors_are_the_same(base, dtype, limit):
 
 def gradient(embedder, base, keep_tokens, seed=0):
     """One cached-gradient step -> (loss, gradient, difference between the passes)."""
-    examples = train.Examples([str(base / "examples.jsonl")])
+    examples = Examples([str(base / "examples.jsonl")])
     args = train.options(["--base", str(base), "--data", str(base / "examples.jsonl"), "--out", "unused"])
-    batch = train.prepare(examples, np.arange(8), embedder.tokenize, args, step=0)
+    batch = prepare(examples, np.arange(8), embedder.tokenize, args, step=0)
     embedder.decoder.train()
     parameters = list(embedder.decoder.lora_parameters().values())
     for p in parameters:

@@ -12,6 +12,7 @@ import pytest
 
 import public_data
 import train
+from batches import Examples, plan_epoch
 from conftest import TOOLS
 from hub_standin import Hub
 
@@ -85,9 +86,9 @@ def test_the_mixture_is_fetched_and_train_reads_it(copy, tmp_path):
     assert (out / "miracl.jsonl").read_text(encoding="utf-8").count("\n") == 40          # both languages
     flags = shlex.split((out / "flags").read_text())
     args = train.options([*flags, "--base", "b", "--out", "o"])
-    examples = train.Examples(args.data)
+    examples = Examples(args.data)
     assert len(examples) == 16 * 20 and len(examples.group_names) == 14                  # a group a set
-    drawn = np.concatenate(train.plan_epoch(examples, 64, False, 0, 0))
+    drawn = np.concatenate(plan_epoch(examples, 64, False, 0, 0))
     count = {path.stem: int((examples.files[drawn] == i).sum()) for i, path in enumerate(examples.paths)}
     assert count == {name: round(one["share"] * (40 if name in ("eli5", "miracl") else 20))
                      for name, one in TABLE["sets"].items()}

@@ -18,6 +18,7 @@ from transformers import get_linear_schedule_with_warmup
 
 import bench_memory
 import train
+from batches import Examples, plan_epoch, prepare, with_instruction
 from model import Config, Decoder, Embedder, UserError
 from tiny import random_model, save, tiny_config
 
@@ -63,7 +64,7 @@ def test_examples_are_found_by_byte_offset(tmp_path):
     records = [record(i, query=q) for i, q in enumerate(["plain", "Grüße, 世界 🙂", "line\u2028separator", "last"])]
     text = "\n\n".join(json.dumps(r, ensure_ascii=False) for r in records)      # blank lines, no final newline
     (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
-    examples = train.Examples([str(tmp_path / "a.jsonl")])
+    examples = Examples([str(tmp_path / "a.jsonl")])
     assert [examples[i]["query"] for i in (3, 1, 0, 2)] == ["last", "Grüße, 世界 🙂", "plain", "line\u2028separator"]
 
 
@@ -76,21 +77,21 @@ def test_a_bad_line_is_named_or_counted(tmp_path, line, complaint):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(record(0)) + "\n" + line + "\n" + json.dumps(record(1)) + "\n")
     with pytest.raises(UserError, match=r"a\.jsonl:2: .*" + complaint):
-        train.Examples([str(path)])
-    examples = train.Examples([str(path)], skip_bad_lines=True)
+        Examples([str(path)])
+    examples = Examples([str(path)], skip_bad_lines=True)
     assert (len(examples), examples.skipped, examples[1]["query"]) == (2, 1, record(1)["query"])
 
 
 def test_missing_prompt_falls_back(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{"query": "q", "pos": ["p"]}, {"query": "q", "pos": ["p"], "prompt": ""}])
-    examples = train.Examples([str(path)], default_prompt="the task")
+    examples = Examples([str(path)], default_prompt="the task")
     assert [examples[i]["prompt"] for i in (0, 1)] == ["the task", ""]
 
 
 @pytest.mark.parametrize("homogeneous", [False, True])
 def test_an_epoch_visits_each_example_once_in_another_order(data, homogeneous):
-    examples = train.Examples([str(data)])
-    first, again, second = (train.plan_epoch(examples, 5, homogeneous, 0, epoch) for epoch in (0, 0, 1))
+    examples = Examples([str(data)])
+    first, again, second = (plan_epoch(examples, 5, homogeneous, 0, epoch) for epoch in (0, 0, 1))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     flat = np.concatenate(first)
     assert sorted(flat) == list(range(24)) and not np.array_equal(flat, np.concatenate(second))
@@ -101,14 +102,14 @@ def test_an_epoch_visits_each_example_once_in_another_order(data, homogeneous):
 
 def test_a_share_draws_another_part_each_epoch(tmp_path):
     paths = [write_lines(tmp_path / name, [record(i, query=f"{name} {i}") for i in range(20)]) for name in "ab"]
-    examples = train.Examples([f"{paths[0]}:0.25", str(paths[1])])
-    parts = [np.concatenate(train.plan_epoch(examples, 7, False, 0, epoch)) for epoch in range(3)]
+    examples = Examples([f"{paths[0]}:0.25", str(paths[1])])
+    parts = [np.concatenate(plan_epoch(examples, 7, False, 0, epoch)) for epoch in range(3)]
     assert [sum(examples.files[p] == 0) for p in parts] == [5, 5, 5]
     assert [sum(examples.files[p] == 1) for p in parts] == [20, 20, 20]
     assert len({frozenset(p[examples.files[p] == 0]) for p in parts}) == 3
     for bad in ("2", "0", "x", "-1"):
         with pytest.raises(UserError, match="share"):
-            train.Examples([f"{paths[0]}:{bad}"])
+            Examples([f"{paths[0]}:{bad}"])
 
 
 def test_known_positives_are_masked_and_the_target_never_is(tmp_path, base):
@@ -120,7 +121,7 @@ def test_known_positives_are_masked_and_the_target_never_is(tmp_path, base):
     ]
     path = write_lines(tmp_path / "a.jsonl", records)
     args = options(base, path, tmp_path / "run")
-    batch = train.prepare(train.Examples([str(path)]), np.arange(4), lambda texts, prompts: texts, args, step=0)
+    batch = prepare(Examples([str(path)]), np.arange(4), lambda texts, prompts: texts, args, step=0)
     # columns: the positives A B A B, then the negatives B C D
     assert batch.valid.tolist() == [
         [True, False, False, False, False, True, True],     # A again in column 2, B in 1, 3 and 4
@@ -129,15 +130,15 @@ def test_known_positives_are_masked_and_the_target_never_is(tmp_path, base):
         [True, False, True, True, False, True, True],
     ]
     args.no_mask = True
-    assert train.prepare(train.Examples([str(path)]), np.arange(4), lambda t, p: t, args, step=0).valid.all()
+    assert prepare(Examples([str(path)]), np.arange(4), lambda t, p: t, args, step=0).valid.all()
 
 
 def test_a_batch_is_a_function_of_the_step(tmp_path, base):
     path = write_lines(tmp_path / "a.jsonl", [{"query": f"q{i}", "pos": [f"p{i}{k}" for k in range(4)],
                                                "neg": [f"n{i}{k}" for k in range(4)]} for i in range(6)])
     args = options(base, path, tmp_path / "run", "--negatives", 2)
-    examples = train.Examples([str(path)])
-    texts = [train.prepare(examples, np.arange(6), lambda t, p: t, args, step).rows for step in (3, 3, 4)]
+    examples = Examples([str(path)])
+    texts = [prepare(examples, np.arange(6), lambda t, p: t, args, step).rows for step in (3, 3, 4)]
     assert texts[0] == texts[1] != texts[2] and len(texts[0]) == 6 * (1 + 1 + 2)
 
 
@@ -147,7 +148,7 @@ def test_a_batch_is_a_function_of_the_step(tmp_path, base):
 ])
 def test_instruction_styles_of_the_ablation(style, wanted):
     kinds = ("long-short", "short-long", "sts", "bitext")
-    assert [train.with_instruction({"prompt": "T", "query": "q", "type": k}, style) for k in kinds] == wanted
+    assert [with_instruction({"prompt": "T", "query": "q", "type": k}, style) for k in kinds] == wanted
 
 
 # ------------------------------------------------------------------------------------------------ loss
@@ -245,7 +246,7 @@ def double(base, data, tmp_path):
         if name.endswith("lora_B"):
             torch.nn.init.normal_(p, std=0.1, generator=generator)
     args = options(base, data, tmp_path / "run")
-    return embedder, train.prepare(train.Examples([str(data)]), np.arange(12), embedder.tokenize, args, step=0)
+    return embedder, prepare(Examples([str(data)]), np.arange(12), embedder.tokenize, args, step=0)
 
 
 def autograd_reference(embedder, batch, tokens_per_chunk, key):

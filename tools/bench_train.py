@@ -33,6 +33,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # train.py stands one folder up
 import export  # noqa: E402
 import train  # noqa: E402
+from batches import Examples, plan_epoch, plan_run  # noqa: E402
 from bench_memory import peak_bytes  # noqa: E402
 from model import Embedder, UserError, command, replace_file  # noqa: E402
 
@@ -41,9 +42,9 @@ VARIANTS = ("stock", "tokens", "sorted", "sorted-tokens")
 
 def write_examples(files: list[str], rows: int, negatives: int, seed: int, out: Path) -> None:
     """A shuffled mixture of the files with one positive and `negatives` (0 or 1) negatives a row."""
-    examples, written = train.Examples(files), 0
+    examples, written = Examples(files), 0
     with open(out, "w", encoding="utf-8") as file:
-        for i in np.concatenate(train.plan_epoch(examples, 1024, False, seed, 0)):
+        for i in np.concatenate(plan_epoch(examples, 1024, False, seed, 0)):
             if written == rows:
                 break
             example = examples[i]
@@ -100,8 +101,8 @@ def run_ours(s: dict) -> tuple[list[float], list[float]]:
 def batches_of(s: dict) -> list[list[dict]]:
     """The examples in the order in which train.py visits them."""
     args = train_options(s)
-    examples = train.Examples(args.data)
-    return [[examples[i] for i in batch] for batch in train.plan_run(examples, args)]
+    examples = Examples(args.data)
+    return [[examples[i] for i in batch] for batch in plan_run(examples, args)]
 
 
 def row_length(row: dict) -> int:

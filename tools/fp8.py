@@ -21,6 +21,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py and train.py stand one folder up
 import model  # noqa: E402
 import train  # noqa: E402
+from batches import Examples, plan_epoch, prepare  # noqa: E402
 from model import Decoder, Linear, UserError, command  # noqa: E402
 
 E4M3_MAX = 448.0
@@ -135,9 +136,9 @@ def measure(base, data, queries=64, max_length=512, dtype=None, device=None, tok
     for name, parameter in embedder.decoder.lora_parameters().items():
         if name.endswith("lora_B"):
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.01)
-    examples = train.Examples([str(data)])
-    numbers = train.plan_epoch(examples, queries, False, 0, 0)[0]
-    batch = train.prepare(examples, numbers, embedder.tokenize, args, step=0)
+    examples = Examples([str(data)])
+    numbers = plan_epoch(examples, queries, False, 0, 0)[0]
+    batch = prepare(examples, numbers, embedder.tokenize, args, step=0)
     wanted = gradients(embedder, batch, args)
     quantise(embedder.decoder)
     found = gradients(embedder, batch, args)

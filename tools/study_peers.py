@@ -16,6 +16,7 @@ import torch
 import export
 import metrics
 import train
+from batches import Examples, document_instruction, plan_run
 from evaluate import document_text, read_qrels, read_rows
 from model import Embedder, UserError, instruct, read_json
 
@@ -73,12 +74,12 @@ def batches_of(args: argparse.Namespace) -> list[list[dict]]:
     The packages want a negative in every row or in none. A row without one gets another row's positive, which
     is a negative of its batch already, so that no new text comes in.
     """
-    examples = train.Examples(args.data, args.prompt)
+    examples = Examples(args.data, args.prompt)
     batches = []
-    for numbers in train.plan_run(examples, args)[:args.max_steps]:
+    for numbers in plan_run(examples, args)[:args.max_steps]:
         batch = []
         for example in (examples[i] for i in numbers):
-            prompt = train.document_instruction(example, args)
+            prompt = document_instruction(example, args)
             texts = {key: [instruct(prompt, text) for text in example[key][:1]] for key in ("pos", "neg")}
             batch.append({**example, **texts})
         for i, row in enumerate(batch):
