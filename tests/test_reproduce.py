@@ -208,15 +208,16 @@ def test_the_table_shows_spread_and_marks_what_is_older():
     def run(average, recipe):
         return {"summary": {"Average": average, "STS": average}, "model": "m", "settings": {
             "common": {"subset": "dev", "recipe": recipe}}}
-    study = {"common": {"subset": "dev", "recipe": "new"}, "data": {}, "rows": {
+    study = {"common": {"subset": "dev", "recipe": "new", "language": "Dutch"}, "data": {}, "rows": {
         "b": {"what": "B", "examples": 5, "runs": {"0": run(0.5, "new"), "1": run(0.7, "new")}},
         "a": {"what": "A", "examples": 0, "runs": {"0": run(0.25, "old")}}}}
     study_table.collect(study, ["a", "b"])
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]]
-             for line in study_table.table(study).splitlines()]
+    text = study_table.table(study)
+    assert "in Dutch alone" in text
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     rows = {line[0]: line for line in lines if len(line) > 10}
-    assert list(rows)[2:] == ["a †", "b"]
-    assert rows["b"][2:5] == ["5", "2", "60.0 ±14.1"] and rows["a †"][2:5] == ["-", "1", "25.0"]
+    assert list(rows)[2:] == ["A (`a`) †", "B (`b`)"]
+    assert rows["B (`b`)"][1:3] == ["2", "60.0 ±14.1"] and rows["A (`a`) †"][1:3] == ["1", "25.0"]
 
 
 @pytest.fixture
@@ -237,6 +238,15 @@ def study(drawn, base, examples, tmp_path, monkeypatch):
         reproduce.main()
         return json.loads((tmp_path / "study.json").read_text())
     return run
+
+
+def test_one_language_can_be_chosen(tmp_path):
+    rows = [{"query": q, "language": language} for q, language in (("a", "English"), ("b", "Dutch"))]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = study_data.in_language(tmp_path / "all.jsonl", "Dutch", tmp_path / "dutch.jsonl")
+    assert [json.loads(line)["query"] for line in open(out)] == ["b"]
+    with pytest.raises(UserError, match="--language Latin: no example"):
+        study_data.in_language(tmp_path / "all.jsonl", "Latin", out)
 
 
 def test_a_study_resumes_and_runs_again_what_changed(study, tmp_path, capfd):

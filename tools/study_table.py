@@ -8,6 +8,8 @@ from evaluate import CATEGORIES as NAMES
 
 CATEGORIES = tuple(name for kind, name in NAMES.items() if kind != "bitext")       # those of the average
 COUNTS = ("examples", "near-duplicates", "contaminated", "kept")                   # as tools/clean.py reports
+SHORT = {"Classification": "Class", "Clustering": "Clust", "PairClassification": "Pair", "Reranking": "Rerank",
+         "Retrieval": "Retr", "Summarization": "Summ", "BitextMining": "Bitext"}
 OLD = " †"
 
 
@@ -39,9 +41,9 @@ def table(study: dict) -> str:
     columns = ["Average", *CATEGORIES, "BitextMining"]
     common = study["common"]
     lines = [f"Scores times 100 on the subset `{common['subset']}`; ± is the standard deviation over seeds. "
-             "BitextMining is not in the average.", "",
-             "| row | what | examples | seeds | " + " | ".join(columns) + " | model |",
-             "|---|---|--:|--:|" + "--:|" * len(columns) + "---|"]
+             "Bitext is not in the average.", "",
+             "| row | seeds | " + " | ".join(SHORT.get(name, name) for name in columns) + " | model |",
+             "|---|--:|" + "--:|" * len(columns) + "---|"]
     for name, row in study["rows"].items():
         cells = []
         for key in columns:
@@ -50,8 +52,8 @@ def table(study: dict) -> str:
             cells.append("-" if mean is None else f"{100 * mean:.1f}{shown}")
         runs = list(row["runs"].values())
         stale = any(run["settings"]["common"].items() - common.items() for run in runs)
-        models = ", ".join(run["model"] for run in runs)
-        cells = [name + OLD * stale, row["what"], str(row["examples"] or "-"), str(len(runs)), *cells, models]
+        models = "`" + "`, `".join(run["model"] for run in runs) + "`"
+        cells = [f"{row['what']} (`{name}`){OLD * stale}", str(len(runs)), *cells, models]
         lines.append(f"| {' | '.join(cells)} |")
     if any(OLD in line for line in lines):
         lines += ["", f"{OLD} made with other settings than the last run's: run it again to compare."]
