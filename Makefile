@@ -10,8 +10,10 @@ LAYERS  ?= 20
 # With PUBLIC=1 the paper's 13 public sets stand beside them, with PUBLIC=only alone.
 DATA    ?= $(if $(filter only,$(PUBLIC)),,data/$(if $(LLM),llm,synthetic).jsonl) $(if $(PUBLIC),data/public/flags)
 DATA_ARGS = $(foreach file,$(DATA),$(if $(filter %/flags,$(file)),$$(cat $(file)),--data $(file)))
+FILES     = $(foreach file,$(DATA),$(firstword $(subst :, ,$(file))))# without their shares
 RUN     ?= demo
 PRESET  ?= demo
+$(if $(filter demo paper,$(PRESET)),,$(error PRESET=$(PRESET): there are demo and paper))
 TASKS   ?= data/mini
 BENCHMARKS := eng-v1 beir miracl bitext
 # The demo's number format: a CPU that multiplies bfloat16 natively is twice as fast with it, and does twice the
@@ -59,7 +61,7 @@ all: setup base data train eval  ## (default) everything below, in this order: a
 
 setup: $(VENV)/.installed  ## make the virtual environment with the five run-time packages
 base: $(MODEL)/config.json $(if $(findstring /,$(BASE)),,models/smollm2-135m/config.json)  ## get the base model: make base BASE=owner/name takes any from the hub
-data: $(DATA)  ## write the training data: recorded LLM answers, or a live server's with LLM=model-name N=requests; PUBLIC=1 adds the paper's public sets
+data: $(FILES)  ## write the training data: recorded LLM answers, or a live server's with LLM=model-name N=requests; PUBLIC=1 adds the paper's public sets
 train: runs/$(RUN)/.finished  ## train the adapter in runs/RUN; PRESET=paper is the paper's recipe, for a GPU
 eval: $(RESULTS)  ## score base and trained model; TASKS=folders or names of public tasks
 
@@ -110,7 +112,7 @@ data/public/flags: prompts/public.json tools/public_data.py tools/hub.py | $(VEN
 runs/$(RUN)/.finished $(RESULTS): export MALLOC_TRIM_THRESHOLD_ = 17179869184
 runs/$(RUN)/.finished $(RESULTS): export MALLOC_TOP_PAD_ = 268435456
 runs/$(RUN)/.finished $(RESULTS): export MALLOC_MMAP_MAX_ = 0
-runs/$(RUN)/.finished: $(DATA) $(MODEL)/config.json train.py batches.py model.py
+runs/$(RUN)/.finished: $(FILES) $(MODEL)/config.json train.py batches.py model.py
 	@echo "==> train: $(MODEL) on $(DATA) -> runs/$(RUN)$(if $(filter demo,$(PRESET)),: about 10 minutes on 2 cores)"
 	$(PY) train.py --base $(MODEL) $(DATA_ARGS) --out runs/$(RUN) --resume $(TRAIN_$(PRESET)) $(TRAIN_FLAGS)
 	@touch $@
@@ -132,9 +134,9 @@ test: $(VENV)/.installed-dev  ## the tests that fit in 8 minutes
 test-all: $(VENV)/.installed-dev  ## all tests: kills, fuzzing, peers, the official harness
 	$(PY) -m pytest -q -m "not gpu"
 
-bench: $(VENV)/.installed-dev $(MODEL)/config.json $(DATA)  ## speed beside sentence-transformers + peft, in one run: half an hour
-	$(PY) tools/bench_train.py $(MODEL) --data $(DATA) --batch-size 64 --max-length 128 --steps 6 --rounds 3 \
-		--tokens-per-chunk 2048 --variants stock sorted
+bench: $(VENV)/.installed-dev $(MODEL)/config.json $(FILES)  ## speed beside sentence-transformers + peft, in one run: half an hour
+	$(PY) tools/bench_train.py $(MODEL) $(DATA_ARGS) --batch-size 64 --max-length 128 --steps 6 --rounds 3 \
+		--tokens-per-chunk 2048 --variants stock tokens sorted sorted-tokens
 	$(PY) tools/bench_eval.py $(MODEL)
 
 clean:  ## remove what was made, but not the environment, the base models or a live run's answers

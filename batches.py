@@ -31,8 +31,8 @@ def read_example(raw: bytes, default_prompt: str) -> dict:
         example["prompt"] = default_prompt
     if example["neg"] is None:
         example["neg"] = []
-    for key in ("prompt", "query"):
-        if not isinstance(example[key], str):
+    for key in ("prompt", "query", "type"):
+        if not isinstance(example[key], str) and (key, example[key]) != ("type", None):
             raise ValueError(f'"{key}" must be a string')
     for key in ("pos", "neg"):
         if not isinstance(example[key], list) or not all(isinstance(text, str) for text in example[key]):
@@ -40,6 +40,8 @@ def read_example(raw: bytes, default_prompt: str) -> dict:
         example[key] = [text for text in example[key] if text.strip()]
     if not example["query"].strip() or not example["pos"]:
         raise ValueError('"query" and "pos" must hold text')
+    for text in (example["prompt"], example["query"], *example["pos"], *example["neg"]):
+        text.encode()                                     # JSON can hold half a surrogate pair: no text at all
     return example
 
 
@@ -158,7 +160,8 @@ def with_instruction(example: dict, style: str) -> tuple[str, str]:
 
 def document_instruction(example: dict, args) -> str:
     """None in the paper; with --both-sides that of the symmetric tasks, whose sides are alike."""
-    return example["prompt"] if args.both_sides and example["type"] in ("sts", "bitext") else ""
+    wanted = args.both_sides and args.instruction == "task" and example["type"] in ("sts", "bitext")
+    return example["prompt"] if wanted else ""
 
 
 def prepare(examples: Examples, numbers: np.ndarray, tokenize, args, step: int, rank=0, world=1) -> Batch:

@@ -62,6 +62,7 @@ def parse_arguments(argv):
     add("--pooling", help="last, mean or weighted-mean (default: as the run was trained)")
     add("--device")
     add("--dtype", choices=("float32", "bfloat16", "float16"))
+    add("--compile", action=argparse.BooleanOptionalAction, help="each block (default: on CUDA)")
     add("--batch-tokens", type=int, help="tokens of a forward pass (default: 4096 on a CPU, 16384 on a GPU)")
     add("--corpus-chunk", type=int, default=8192, help="documents held at a time")
     add("--instruct", default="released", choices=("released", "queries", "both", "none"),
@@ -539,6 +540,8 @@ def main(argv=None):
         say(f"{name}: {model}")
         embedder = Embedder.load(model, device=args.device, dtype=args.dtype, max_length=args.max_length,
                                  pooling=args.pooling)
+        if args.compile or (args.compile is None and embedder.device.type == "cuda"):
+            embedder.compile()
         encoder = Encoder(embedder, args, tasks)
         for encoder.dim, encoder.quantize in itertools.product(args.dim, args.quantize):
             result = evaluate(encoder, tasks, args, benchmark)

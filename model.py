@@ -26,7 +26,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-POOLINGS = ("last", "mean", "weighted-mean")
+# The values of --pooling, and what sentence-transformers calls them.
+POOLINGS = {"last": "lasttoken", "mean": "mean_tokens", "weighted-mean": "weightedmean_tokens"}
 
 
 class UserError(Exception):
@@ -121,6 +122,11 @@ class Config:
             raise UserError(f"{path}: {error} is missing") from None
         except (TypeError, ValueError) as error:
             raise UserError(f"{path}: {error}") from None
+        unknown = sorted(overrides.keys() - fields.keys())
+        if unknown:
+            raise UserError(f"{unknown[0]}: no setting of a model; there are {', '.join(fields)}")
+        if "rope_theta" in overrides:
+            overrides["rope_theta"] = float(overrides["rope_theta"])
         c = cls(**{**fields, **overrides})
         fits = {name: isinstance(getattr(c, name), kind) for name, kind in cls.__annotations__.items()}
         if all(fits.values()):
@@ -392,7 +398,9 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
         **{f"{key!r} missing": key not in raw for key in ("r", "lora_alpha")},
         **{key: raw.get(key) for key in ("lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern",
                                          "fan_in_fan_out", "layers_to_transform", "layer_replication",
-                                         "trainable_token_indices", "target_parameters", "use_qalora")},
+                                         "trainable_token_indices", "target_parameters", "use_qalora",
+                                         "alora_invocation_tokens", "use_bdlora", "velora_config",
+                                         "kasa_config", "monteclora_config", "arrow_config")},
     }
     for what, found in refused.items():
         if found:
@@ -443,6 +451,11 @@ def replace_file(path: Path, write) -> None:
 def instruct(prompt: str, text: str) -> str:
     """Eq. 1: the query with its task in front. Documents have no prompt and stay as they are."""
     return f"Instruct: {prompt}\nQuery: {text}" if prompt else text
+
+
+def upload(tensor, device):
+    """A CPU tensor on the device; out of pinned memory, so that nobody waits for a GPU's earlier work."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def length_chunks(lengths: list[int], tokens_per_chunk: int) -> list[list[int]]:
@@ -499,12 +512,11 @@ class Embedder:
         """Open a run (base + adapter), a Hugging Face folder (`adapter` on top, if given) or an exported one.
 
         device: CUDA where there is one. dtype: float32 on a CPU; on a GPU bfloat16, or float16 where it
-        lacks that. pooling: as the run was trained, else "last". overrides: rope_theta=1e5 or
+        lacks that. pooling: as the run or the export says, else "last". overrides: rope_theta=1e5 or
         sliding_window=None, say, in place of the config's (longer texts, section 4.4). Raises UserError.
         """
         folder, adapter = find_model(path, adapter)
-        if pooling is None and adapter is not None and (adapter / "config.json").exists():
-            pooling = read_json(adapter / "config.json").get("pooling")
+        pooling = pooling or stored_pooling(adapter or folder)
         try:
             device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             torch.empty(0, device=device)             # a device that is not there fails here, not later
@@ -513,7 +525,7 @@ class Embedder:
         if dtype is None:
             dtype = torch.float32
             if device.type == "cuda":
-                dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+                dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
         dtype = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
         if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             raise UserError(f"dtype {dtype}: choose float32, bfloat16, float16 or float64")
@@ -526,6 +538,12 @@ class Embedder:
         except Exception as error:                    # what `tokenizers` raises has no class of its own
             raise UserError(f"{file}: not a readable tokenizer ({error})") from None
         return cls(decoder, tokenizer, max_length, pooling or "last", str(folder))
+
+    def compile(self) -> "Embedder":
+        """torch.compile each block, for any length: a minute at the first texts, for speed from then on."""
+        for block in self.decoder.layers:
+            block.compile(dynamic=True)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -551,8 +569,8 @@ class Embedder:
         ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)       # padded on the right
         for i, row in enumerate(rows):
             ids[i, :len(row)] = torch.tensor(row)
-        hidden = self.decoder(ids.to(self.device, non_blocking=True))
-        vectors = at_least_float32(pool(hidden, lengths.to(self.device), self.pooling))
+        hidden = self.decoder(upload(ids, self.device))
+        vectors = at_least_float32(pool(hidden, upload(lengths, self.device), self.pooling))
         return F.normalize(vectors, dim=-1) if normalize else vectors
 
     @torch.inference_mode()
@@ -600,6 +618,18 @@ def find_model(path, adapter=None) -> tuple[Path, Path | None]:
     if adapter is not None:
         raise UserError(f"{folder}: has an adapter of its own: a second one ({adapter}) has no place")
     return find_base(folder), folder
+
+
+def stored_pooling(folder: Path) -> str | None:
+    """How a run, an adapter or an export (sentence-transformers' layout) was pooled; None: it does not say."""
+    exported, run = folder / "1_Pooling" / "config.json", folder / "config.json"
+    if not exported.exists():
+        return read_json(run).get("pooling") if run.exists() else None
+    described = read_json(exported)
+    known = [name for name, mode in POOLINGS.items() if described.get(f"pooling_mode_{mode}")]
+    if len(known) != 1:
+        raise UserError(f"{exported}: names no pooling that is here: give pooling={' or '.join(POOLINGS)}")
+    return known[0]
 
 
 def find_base(adapter: Path) -> Path:

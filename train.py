@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -33,10 +34,11 @@ from safetensors.torch import save_file
 
 from batches import Batch, Examples, plan_epoch, plan_run, prepare
 from model import (POOLINGS, Decoder, Embedder, Linear, UserError, at_least_float32, copy_lora, length_chunks,
-                   load_adapter, open_safetensors, read_json, replace_file)
+                   load_adapter, open_safetensors, read_json, replace_file, upload)
 
-PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "4090": 165, "V100": 112}
-FREE_FLAGS = ("timeout", "resume", "overwrite", "checkpoint_every", "eval_every", "eval_data", "peak_tflops")
+PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L40": 181, "L4": 121,
+               "4090": 165, "V100": 112}                  # dense, 16 bits; the first name that fits
+FREE_FLAGS = ("out", "timeout", "resume", "overwrite", "checkpoint_every", "eval_every", "eval_data", "peak_tflops")
 
 
 def options(argv=None) -> argparse.Namespace:
@@ -99,6 +101,9 @@ def options(argv=None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be above 0")
+    for name in ("negatives", "warmup_steps", "max_grad_norm", "weight_decay"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 0")
     if not 0 <= args.lora_dropout < 1:
         raise UserError(f"--lora-dropout {args.lora_dropout}: must be at least 0 and below 1")
     return args
@@ -175,7 +180,13 @@ def cached_gradients(embed, batch: Batch, loss, tokens_per_chunk: int, keep_toke
             room -= sizes[number]
         if vectors is None:
             vectors = torch.zeros(batch.texts, v.shape[1], dtype=v.dtype, device=v.device)
-        vectors[batch.place[chunk]] = v.detach()
+            places = upload(torch.cat([batch.place[rows] for rows in chunks]), v.device)
+            places = places.split([len(rows) for rows in chunks])
+        vectors[places[number]] = v.detach()
+    if not chunks:                                        # more ranks than texts: nothing to add to the sums
+        with torch.no_grad():
+            v = embed([[0]])
+        vectors = torch.zeros(batch.texts, v.shape[1], dtype=v.dtype, device=v.device)
     if dist.is_initialized():
         dist.all_reduce(vectors)                          # each row is one rank's: a sum gathers them all
     vectors.requires_grad_()
@@ -183,13 +194,15 @@ def cached_gradients(embed, batch: Batch, loss, tokens_per_chunk: int, keep_toke
     gradient, = torch.autograd.grad(value, vectors)
     drift = torch.zeros((), device=vectors.device)
     for number in [*kept, *(n for n in range(len(chunks)) if n not in kept)]:
-        rows = batch.place[chunks[number]]
+        rows = places[number]
         v = kept.pop(number, None)
         if v is None:
             seed_chunk(*key, number)
             v = embed([batch.rows[i] for i in chunks[number]])
             drift = torch.maximum(drift, (v.detach() - vectors[rows]).abs().max())
         v.backward(gradient[rows] * scale)
+    if dist.is_initialized():
+        dist.all_reduce(drift, dist.ReduceOp.MAX)
     again = sum(sizes) - (keep_tokens - room)
     return value.detach(), vectors.detach(), (sum(sizes), again), drift
 
@@ -328,8 +341,7 @@ def load_model(args) -> Embedder:
         decoder.add_lora(args.lora_rank, args.lora_alpha, args.lora_dropout, seed=args.seed)
     decoder.activation_checkpointing = args.activation_checkpointing
     if args.compile or (args.compile is None and embedder.device.type == "cuda"):
-        for block in decoder.layers:
-            block.compile(dynamic=True)
+        embedder.compile()
     decoder.train()
     return embedder
 
@@ -355,7 +367,8 @@ def start_run(args, examples: Examples, steps: int, rank: int, world: int) -> tu
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    tflops = args.peak_tflops or next((peak for name, peak in PEAK_TFLOPS.items() if name in gpu), 0)
+    tflops = args.peak_tflops or next(
+        (peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", gpu)), 0)
     weights = sum(module.weight.numel() for module in decoder.modules() if isinstance(module, Linear))
     run = Run(args, embedder, parameters, optimizer, scaler, rank, world, steps, weights,
               tflops * 1e12 * world)
@@ -367,6 +380,8 @@ def start_run(args, examples: Examples, steps: int, rank: int, world: int) -> tu
         dist.broadcast_object_list(resuming)
     step = load_checkpoint(run) if resuming[0] else 0
     if rank == 0:
+        if step:                                          # a kill may have come between the two files
+            embedder.save_adapter(args.out)
         cut_log(args.out / "log.jsonl", step)
         print(f"base     {args.base}: {len(decoder.layers)} layers, {weights:,} weights in matrix products, "
               f"{str(dtype)[6:]} on {world} x {device.type}\n"
@@ -423,7 +438,7 @@ def training_step(run: Run, batch: Batch, step: int, signals: list[int], started
     """Gradients, their sum over the ranks, one update; step counts from 1. Returns what is logged, and
     whether any rank had a signal: all see the same, so that none leaves the others waiting."""
     args, device, scaler, optimizer = run.args, run.embedder.device, run.scaler, run.optimizer
-    targets, valid = torch.arange(batch.queries, device=device), batch.valid.to(device)
+    targets, valid = torch.arange(batch.queries, device=device), upload(batch.valid, device)
 
     def loss(vectors):
         return matryoshka(lambda q, d: info_nce(q, d, targets, args.temperature, valid, args.mask_margin),
@@ -437,7 +452,7 @@ def training_step(run: Run, batch: Batch, step: int, signals: list[int], started
     value, vectors, padded, drift = cached_gradients(
         run.embedder.embed, batch, loss, args.tokens_per_chunk, keep_tokens, key, scale)
     counts = [sum(map(len, batch.rows)), *padded, len(signals)]
-    counts = torch.tensor(counts, dtype=torch.float32, device=device)
+    counts = upload(torch.tensor(counts, dtype=torch.float32), device)
     if run.world > 1:
         sum_over_ranks([*(p.grad for p in run.parameters), counts])
     scaler.unscale_(optimizer)
@@ -454,7 +469,8 @@ def training_step(run: Run, batch: Batch, step: int, signals: list[int], started
     line = {"step": step, **dict(zip(figures, found)), "lr": lr, "seconds": seconds, "tokens": int(real),
             "tokens_per_second": real / seconds, "padding": 1 - real / once}
     if run.peak:                # a forward is 2N a token, a backward 2N: the base has no weight gradient
-        line["mfu"] = 2 * run.weights * (2 * once + twice) / seconds / run.peak
+        forwards = once + twice + (once if args.activation_checkpointing else 0)
+        line["mfu"] = 2 * run.weights * (forwards + once) / seconds / run.peak
         line["mfu_useful"] = 4 * run.weights * real / seconds / run.peak
     return line, stopping > 0
 

@@ -67,7 +67,7 @@ def test_search_ranks_as_the_whole_matrix_would(smollm2, embedder, docs):
 
 def test_streams(smollm2):
     """The first vectors are there before the last text is."""
-    run = subprocess.Popen([sys.executable, "-u", TOOLS / "embed.py", "encode", smollm2, "--device", "cpu",
+    run = subprocess.Popen([sys.executable, TOOLS / "embed.py", "encode", smollm2, "--device", "cpu",
                             "--at-once", "2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     run.stdin.write(b"one\ntwo\n")
     run.stdin.flush()

@@ -68,6 +68,7 @@ def encode(args, embedder: Embedder) -> None:
         for text, vector in zip(texts, vectors):
             values = [float(f"{value:.9g}") for value in vector.tolist()]      # float32 holds no more digits
             print(json.dumps({"text": text, "vector": values}, ensure_ascii=False))
+        sys.stdout.flush()                      # whoever reads a pipe has these before the next are there
 
 
 def search(args, embedder: Embedder) -> None:
@@ -105,6 +106,7 @@ def main(argv=None):
         sub.add_argument("--dim", type=int, help="keep the first so many values (Matryoshka)")
         sub.add_argument("--dtype", help="float32, bfloat16, float16 (default: float32 on a CPU)")
         sub.add_argument("--device", help="default: cuda where there is one")
+        sub.add_argument("--compile", action="store_true", help="a minute more at the start, then faster")
         sub.add_argument("--at-once", type=int, default=1024, help="texts sorted by length together")
     search_parser.add_argument("query", nargs="+")
     args = parser.parse_args(argv)
@@ -115,6 +117,8 @@ def main(argv=None):
         raise UserError(f"--out {args.out}: a name that ends in .npy, or leave it out for JSON lines")
     embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype,
                              max_length=args.max_length)
+    if args.compile:
+        embedder.compile()
     {"encode": encode, "search": search}[args.verb](args, embedder)
 
 

@@ -27,11 +27,10 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from model import (Embedder, Linear, UserError, command, find_base, instruct, open_safetensors,  # noqa: E402
+from model import (POOLINGS, Embedder, Linear, UserError, command, find_base, instruct, open_safetensors,  # noqa: E402
                    read_json)
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-POOLING_MODES = {"last": "lasttoken", "mean": "mean_tokens", "weighted-mean": "weightedmean_tokens"}
 QUERY = "query=Given a web search query, retrieve relevant passages that answer the query"
 
 
@@ -112,15 +111,19 @@ def save_sentence_transformers(out: Path, embedder: Embedder, prompts: dict[str,
                                           ("2_Normalize", "Normalize")])])
     write_json(out / "sentence_bert_config.json", {"max_seq_length": embedder.max_length,
                                                    "do_lower_case": False})
+    save_pooling(out, embedder)
+    (out / "2_Normalize").mkdir()
+    write_json(out / "config_sentence_transformers.json", {
+        "prompts": {**prompts, "document": ""}, "default_prompt_name": None, "similarity_fn_name": "cosine"})
+
+
+def save_pooling(out: Path, embedder: Embedder) -> None:
     modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens",
              "lasttoken")
     write_json(out / "1_Pooling" / "config.json", {
         "word_embedding_dimension": embedder.decoder.config.hidden_size,
-        **{f"pooling_mode_{mode}": mode == POOLING_MODES[embedder.pooling] for mode in modes},
+        **{f"pooling_mode_{mode}": mode == POOLINGS[embedder.pooling] for mode in modes},
         "include_prompt": True})
-    (out / "2_Normalize").mkdir()
-    write_json(out / "config_sentence_transformers.json", {
-        "prompts": {**prompts, "document": ""}, "default_prompt_name": None, "similarity_fn_name": "cosine"})
 
 
 def write_json(path: Path, value) -> None:
@@ -142,6 +145,7 @@ def export(args) -> None:
         if not embedder.decoder.lora:
             raise UserError(f"{args.model}: has no adapter")
         embedder.save_adapter(args.out, getattr(torch, args.dtype or "bfloat16"))
+        save_pooling(args.out, embedder)
         return print(f"{args.out}: the adapter in {args.dtype or 'bfloat16'}, for {embedder.base}")
     base = find_base(args.model) if (args.model / "adapter_config.json").exists() else args.model
     config = read_json(base / "config.json")

@@ -1,8 +1,9 @@
 #!/bin/bash
 # tools/gpu.sh: all GPU checks and measurements in one call, the first the most important.
 #
-#     OUT=results/gpu bash tools/gpu.sh        # one GPU of 80 GB or more, 30 GB of disk, at most 19 minutes
-#     STEPS="tests base train" bash tools/gpu.sh                       # only these, in the usual order
+#     OUT=results/gpu bash tools/gpu.sh        # one GPU of 80 GB or more, 30 GB of disk, at most 22 minutes
+#     STEPS="tests base train paper_batch_22gib" bash tools/gpu.sh     # 10 minutes; in the usual order
+#     STEPS="base encode small_base padding peer" bash tools/gpu.sh    # 9 more; every call makes its own base
 #     OUT=/tmp/dry bash tools/gpu.sh --dry     # tiny sizes on a CPU: is the plumbing sound?
 #
 # Nothing is fetched: weights of Mistral-7B's shape are random, made in place. Needed: torch >= 2.11, numpy,
@@ -23,15 +24,17 @@ export PYTHONPATH="$PWD/gpu-packages${PYTHONPATH:+:$PYTHONPATH}"
 BASE="$WORK/base"
 
 if [ "${1:-}" = --dry ]; then
-    DEVICE=cpu SHAPE=tiny DTYPE=float32 ROWS=24 BATCH=6 PAPER_BATCH=8 LENGTH=24 ENCODE=24
+    DEVICE=cpu SHAPE=tiny SMALL=tiny DTYPE=float32 ROWS=24 BATCH=6 PAPER_BATCH=8 LENGTH=24 ENCODE=24
     CHUNKS="64 128" SMALL_CHUNK=64 TRAIN_STEPS=2 EMULATE=--emulate
-    PEER="--rounds 1 --batch-size 4 --steps 2 --threads 1" PADDING=float32
+    PEER="--rounds 1 --batch-size 4 --steps 2 --threads 1"
+    DEVICES=cpu
 elif [ $# -gt 0 ]; then
     echo "error: gpu.sh $1: takes --dry or nothing" >&2; exit 2
 else
-    DEVICE=cuda SHAPE=7b DTYPE=bfloat16 ROWS=4096 BATCH=256 PAPER_BATCH=2048 LENGTH=512 ENCODE=2048
+    DEVICE=cuda SHAPE=7b SMALL=small DTYPE=bfloat16 ROWS=4096 BATCH=256 PAPER_BATCH=2048 LENGTH=512 ENCODE=1024
     CHUNKS="8192 4096 16384" SMALL_CHUNK=1024 TRAIN_STEPS=3 EMULATE=    # 16,384 needs more than 80 GB
-    PEER="--rounds 1 --batch-size 64 --steps 4 --warmup 2" PADDING="float32 bfloat16"
+    PEER="--rounds 1 --batch-size 64 --steps 4 --warmup 2"
+    DEVICES="cpu cuda"
     if ! "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
         echo "error: no CUDA device here: --dry tests the steps on a CPU" >&2; exit 2
     fi
@@ -55,21 +58,22 @@ step() {    # NAME SECONDS COMMAND...: run it, keep its output, note how it ende
 
 COMMON="--device $DEVICE --dtype $DTYPE --max-length $LENGTH"
 export GPU_TESTS_ON=$DEVICE
-step tests 150 "$PYTHON" -m pytest -q --noconftest -p no:cacheprovider -m gpu -rs tests/test_gpu.py
+step tests 130 "$PYTHON" -m pytest -q --noconftest -p no:cacheprovider -m gpu -rsP tests/test_gpu.py
 step base 90 "$PYTHON" tools/bench_gpu.py base "$BASE" --shape $SHAPE --rows $ROWS $COMMON
-step train 210 "$PYTHON" tools/bench_gpu.py train "$BASE" $COMMON --batch-size $BATCH --steps $TRAIN_STEPS \
+step train 200 "$PYTHON" tools/bench_gpu.py train "$BASE" $COMMON --batch-size $BATCH --steps $TRAIN_STEPS \
     --tokens-per-chunk $CHUNKS --json "$OUT/train.json"
-step paper_batch_22gib 170 "$PYTHON" tools/bench_gpu.py train "$BASE" $COMMON --batch-size $PAPER_BATCH \
+step paper_batch_22gib 160 "$PYTHON" tools/bench_gpu.py train "$BASE" $COMMON --batch-size $PAPER_BATCH \
     --steps 1 --tokens-per-chunk $SMALL_CHUNK --memory-gib 22 --json "$OUT/paper_batch_22gib.json"
-step encode 60 "$PYTHON" tools/bench_gpu.py encode "$BASE" $COMMON --batch-size $ENCODE \
-    --tokens-per-chunk $CHUNKS --json "$OUT/encode.json"
-step padding 90 "$PYTHON" tools/check_padding.py "$BASE" --devices $DEVICE --dtypes $PADDING \
-    --max-length $LENGTH
+step encode 130 "$PYTHON" tools/bench_gpu.py encode "$BASE" $COMMON --batch-size $ENCODE \
+    --tokens-per-chunk ${CHUNKS%% *} ${CHUNKS##* } --json "$OUT/encode.json"
+step small_base 20 "$PYTHON" tools/bench_gpu.py base "$WORK/small" --shape $SMALL --rows 12 --dtype float32
+step padding 60 "$PYTHON" tools/check_padding.py "$WORK/small" --texts "$WORK/small/texts.txt" \
+    --devices $DEVICES
 step peer 220 "$PYTHON" tools/bench_train.py "$BASE" --data "$BASE/examples.jsonl" $COMMON $PEER \
     --variants tokens --tokens-per-chunk ${CHUNKS%% *} --json "$OUT/peer.json"
 step fp8_train 100 "$PYTHON" tools/bench_gpu.py train "$BASE" $COMMON --batch-size $BATCH \
     --steps $TRAIN_STEPS --tokens-per-chunk ${CHUNKS%% *} --fp8 --json "$OUT/fp8_train.json"
-step fp8_encode 50 "$PYTHON" tools/bench_gpu.py encode "$BASE" $COMMON --batch-size $ENCODE \
+step fp8_encode 80 "$PYTHON" tools/bench_gpu.py encode "$BASE" $COMMON --batch-size $ENCODE \
     --tokens-per-chunk ${CHUNKS%% *} --fp8 --json "$OUT/fp8_encode.json"
 step fp8_effect 60 "$PYTHON" tools/fp8.py measure "$BASE" --data "$BASE/examples.jsonl" --dtype $DTYPE \
     --max-length $LENGTH --queries 16 $EMULATE

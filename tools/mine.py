@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
 from metrics import search  # noqa: E402
 from model import Embedder, UserError, command, replace_file  # noqa: E402
-from train import Examples, text_hash  # noqa: E402
+from batches import Examples, text_hash  # noqa: E402
 
 
 class Corpus:

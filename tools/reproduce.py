@@ -1,5 +1,6 @@
 """tools/reproduce.py: the paper's claims in small, on public test sets, as one resumable study.
 
+    make base LAYERS=6 && make data
     python tools/reproduce.py --evaldata EVALDATA --traindata TRAINDATA --seeds 3
     python tools/reproduce.py --evaldata EVALDATA --rows base-cut,synthetic --subset dev \\
         --out results/dev.json --recipe "--batch-size 32 --max-length 64 --lr 1e-3 --max-steps 70"
@@ -7,9 +8,8 @@
 EVALDATA: full public test sets as task folders, of which data/study.json takes the fixed subsets `dev` and
 `test` (tools/subsets.py); `full` scores the sets whole. TRAINDATA: labelled pairs as JSON lines. ROWS below
 is the study. All training data is first cleared of near-duplicates and of every text of EVALDATA
-(tools/clean.py). Results: --out (JSON) and, beside it, .md (the table); `python tools/plot.py study
-results/study.json` draws it. A row that is there with the same settings is not run again, and a training that
-was stopped goes on.
+(tools/clean.py). Results: --out (JSON) and, beside it, .md (the table) and .png (tools/plot.py). A row that is
+there with the same settings is not run again, and a training that was stopped goes on.
 
 The average is the mean of the means of MTEB's seven categories, English only, so that no category counts by
 its number of sets; bitext mining stands beside it. Spread: standard deviation over seeds.
@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -34,7 +35,7 @@ import study_peers  # noqa: E402
 import subsets  # noqa: E402
 from study_data import file_key, mixture, prepare_data  # noqa: E402
 from study_table import collect, summarize, table  # noqa: E402
-from model import Embedder, UserError, command, read_json  # noqa: E402
+from model import Embedder, UserError, command, find_model, read_json  # noqa: E402
 
 RECIPE = ("--batch-size 16 --max-length 64 --lr 1.5e-3 --warmup-steps 20 --both-sides --batches homogeneous "
           "--lora-dropout 0 --epochs 5 --max-steps 240 --tokens-per-chunk 512 --keep-tokens 16384")
@@ -82,7 +83,8 @@ def options(argv=None) -> argparse.Namespace:
     add("--evaldata", type=Path, required=True, help="folder of the full public test sets")
     add("--traindata", type=Path, help="folder of public labelled pairs, for the rows public and both")
     add("--synthetic", type=Path, default=Path("data/synthetic.jsonl"), help="from `make data`")
-    add("--language", help="take the synthetic examples in it alone (default: all)")
+    add("--language", default="English",
+        help="take the synthetic examples in it alone, as base and test sets are English; all: every language")
     add("--rows", default=",".join(ROWS), help="names, with commas (default: all)")
     add("--subset", choices=("test", "dev", "full"), default="test")
     add("--study", type=Path, default=subsets.STUDY, help="the subsets' lists of rows")
@@ -90,14 +92,14 @@ def options(argv=None) -> argparse.Namespace:
     add("--seeds", type=int, default=1, help="of the main rows")
     add("--all-seeds", action="store_true", help="of every trained row")
     add("--recipe", default=RECIPE, help=f"train.py's flags, shared by all rows (default: {RECIPE})")
-    add("--base", type=Path, default=Path("models/smollm2-135m-l10"), help="what is trained")
+    add("--base", type=Path, default=Path("models/smollm2-135m-l6"), help="what is trained")
     add("--base-30", type=Path, default=Path("models/smollm2-135m"), help="the base with all its layers")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of training and evaluation")
     add("--device", help="cuda or cpu (default: CUDA where there is one)")
     add("--out", type=Path, default=Path("results/study.json"))
     add("--work", type=Path, default=Path("runs/study"), help="models, cleaned data, subsets")
     args = parser.parse_args(argv)
-    args.rows = args.rows.split(",")
+    args.rows, args.language = args.rows.split(","), None if args.language == "all" else args.language
     for name in args.rows:
         if name not in ROWS:
             raise UserError(f"--rows {name}: there are {', '.join(ROWS)}")
@@ -105,6 +107,9 @@ def options(argv=None) -> argparse.Namespace:
             raise UserError(f"row {name}: needs --traindata, the folder of public pairs (or choose --rows)")
     if args.seeds < 1:
         raise UserError(f"--seeds {args.seeds}: at least 1")
+    for name in args.rows:                             # what is not there is missed now, not after an hour
+        if ROWS[name].kind in ("base", "train", "peer"):
+            find_model(args.base_30 if name == "base-30" else args.base)
     return args
 
 
@@ -164,15 +169,28 @@ def train_flags(row: Row, seed: int, files: dict, args) -> list[str]:
             *recipe, *shlex.split(row.flags)]
 
 
+def wait_for(command: list) -> int:
+    """Run a command; a signal that would end this process ends that one first, at a time of its choice."""
+    process = subprocess.Popen(command)
+    stop = {signal.SIGINT: lambda *_: None,            # Ctrl-C reaches both, and a second one is "at once"
+            signal.SIGTERM: lambda *_: process.terminate()}
+    before = {number: signal.signal(number, handler) for number, handler in stop.items()}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run_row(name: str, seed: int, flags: list[str], tasks, args, max_length: int) -> dict:
     """Train, if the row is trained, and score: {"model", "scores"}. Raises UserError."""
     row, model = ROWS[name], args.work / f"{name}-s{seed}"
     flags = [*flags, "--out", str(model)]
     if row.kind == "train":
-        done = subprocess.run([sys.executable, ROOT / "train.py", *flags, "--resume", "--overwrite"])
-        if done.returncode:
-            raise UserError(f"row {name}, seed {seed}: train.py ended with {done.returncode}; the same "
-                            "command goes on from its last checkpoint")
+        code = wait_for([sys.executable, ROOT / "train.py", *flags, "--resume", "--overwrite"])
+        if code:
+            raise UserError(f"row {name}, seed {seed}: train.py ended with {code}; the same command goes on "
+                            "from its last checkpoint")
     elif row.kind == "peer":
         study_peers.train_with_packages(flags, args.base, model)
     elif row.kind == "bm25":
@@ -237,7 +255,14 @@ def main() -> None:
         collect(study, ROWS)
         llm.write_json(args.out, study)
         args.out.with_suffix(".md").write_text(table(study), encoding="utf-8")
+    args.out.with_suffix(".md").write_text(table(study), encoding="utf-8")
     print(f"\n{table(study)}\n{args.out}, {args.out.with_suffix('.md')}")
+    try:
+        import plot
+    except ImportError as error:
+        print(f"no picture: {error}: {study_peers.HINT}")
+    else:
+        plot.main(["study", str(args.out)])
 
 
 if __name__ == "__main__":
