@@ -29,6 +29,7 @@ import os
 import sys
 import tempfile
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,8 @@ CATEGORIES = {                        # kind -> MTEB's name for it, in the order
 BLOCK = 256                           # texts: the unit of progress, of the cache and of sharing among ranks
 TOP_K = 1000                          # documents kept for each query, as in mteb
 NUMBER, LABEL = (int, float), (int, str)
+TEXTS = {"text", "query", "positive", "negative", "sentence1", "sentence2", "sentences", "human_summaries",
+         "machine_summaries"}         # the keys of a row whose values are embedded
 
 
 def parse_arguments(argv):
@@ -78,6 +81,8 @@ def parse_arguments(argv):
     args.names = args.names or [Path(model).name for model in args.models]
     if len(args.names) != len(args.models) or len(set(args.names)) < len(args.names):
         raise UserError(f"--names: {len(args.models)} models need as many different names")
+    if min(args.dim) < 0 or args.corpus_chunk < 1:
+        raise UserError("--dim: 0 (all) or a number of values; --corpus-chunk: at least 1")
     return args
 
 
@@ -91,9 +96,14 @@ def find_tasks(folders: list[str]) -> list[dict]:
         if not found:
             raise UserError(f"{folder}: no task.json in or below it")
         for path in found:
-            task = {"prompt": "", "split": "test", **read_json(path), "folder": path.parent}
-            if task.get("kind") not in CATEGORIES or not task.get("name"):
+            given = {key: value for key, value in read_json(path).items() if value is not None}
+            task = {"prompt": "", "split": "test", "samples_per_label": 8, **given, "folder": path.parent}
+            if task.get("kind") not in [*CATEGORIES] or not task.get("name"):
                 raise UserError(f"{path}: needs a name and a kind, one of {', '.join(CATEGORIES)}")
+            wrong = [key for key in ("name", "prompt", "split", "metric") if not fits(task.get(key, ""), str)]
+            if wrong or not fits(task["samples_per_label"], int) or task["samples_per_label"] < 1:
+                raise UserError(f"{path}: {wrong[0]!r} must be a string" if wrong else
+                                f"{path}: 'samples_per_label' must be a whole number above 0")
             other = tasks.setdefault(task["name"], task)["folder"]
             if other.resolve() != path.parent.resolve():
                 raise UserError(f"{path}: {other} also calls itself {task['name']}")
@@ -103,13 +113,15 @@ def find_tasks(folders: list[str]) -> list[dict]:
 
 
 def fits(value, kind) -> bool:
-    """kind: a type, a tuple of types, or a list of one of them for a list.
+    """kind: a type, a list of one for a list, or a tuple of such, any of which will do.
 
-    >>> fits(["a", "b"], [str]), fits(["a", 1], [str]), fits(2, (int, float))
+    >>> fits(["a", "b"], [str]), fits(["a", 1], (str, [str])), fits([2, 0.5], [(int, float)])
     (True, False, True)
     """
+    if isinstance(kind, tuple):
+        return any(fits(value, one) for one in kind)
     if isinstance(kind, list):
-        return isinstance(value, list) and all(isinstance(item, kind[0]) for item in value)
+        return isinstance(value, list) and all(fits(item, kind[0]) for item in value)
     return isinstance(value, kind)
 
 
@@ -126,7 +138,7 @@ def read_lines(path: Path):
 
 def read_rows(path: Path, **kinds):
     """Yield the objects of a JSON lines file; each must hold the given keys, with values that fit."""
-    row = None
+    row, kinds = None, {**kinds, "prompt": (str, type(None))}
     for number, line in read_lines(path):
         try:
             row = json.loads(line)
@@ -151,7 +163,7 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
         try:
             query, document, grade = line.split("\t")
             qrels.setdefault(query, {})[document] = int(float(grade))
-        except ValueError:
+        except (ValueError, OverflowError):                          # infinity is no whole number
             if number > 1:                                           # the first line may be a header
                 raise UserError(f"{path}:{number}: needs query-id, corpus-id, score between tabs") from None
     if not qrels:
@@ -177,6 +189,24 @@ def check_ids(path: Path) -> int:
 
 # ------------------------------------------------------------------------------------- texts -> vectors
 
+PROBE = [f"{i}. The ferry left the harbour at {i} past seven, a little late, as it does on most mornings in "
+         "winter. Why? Nobody on board could say; the captain, who has crossed this strait for thirty years, "
+         "blamed the tide, the crew blamed the captain, and the tide came in." for i in range(32)]
+
+
+def bytes_to_embed(task: dict, args) -> int:
+    """Size of a task's texts with their instructions, somewhat too high: keys count, and equal texts twice."""
+    size, instruction = 0, 0 if args.instruct == "none" else len(task["prompt"].encode())
+    for name in ("corpus", "queries") if task["kind"] == "retrieval" else (task["split"],):
+        path = task["folder"] / f"{name}.jsonl"
+        size += path.stat().st_size if path.exists() else 0          # a missing file gets its line later
+        if instruction and path.exists() and (name != "corpus" or args.instruct == "both"):
+            for row in read_rows(path):
+                texts = [value for key, value in row.items() if key in TEXTS]
+                size += instruction * sum(len(text) if isinstance(text, list) else 1 for text in texts)
+    return size
+
+
 class Encoder:
     """An Embedder with what a long evaluation needs: progress, a cache on disk, several processes."""
 
@@ -185,18 +215,14 @@ class Encoder:
         self.rank, self.world = rank_and_world()
         self.dim, self.quantize = 0, "none"
         self.texts = self.cut = 0                                    # embedded so far; cut at max_length
-        files = [path for task in tasks for path in task["folder"].glob("*.jsonl")]
-        with open(files[0], encoding="utf-8", errors="replace") as file:
-            text = file.read(8192) or "empty"
-        sample = [text[i:i + 256] for i in range(0, len(text), 256)]
-        embedder.encode(sample[:1])                                  # the first call pays for start-up
+        embedder.encode(PROBE[:1])                                   # the first call pays for start-up
         start = time.time()
-        probe = embedder.encode(sample, normalize=False)
-        rate = len(text.encode()) / (time.time() - start) * self.world
-        size = sum(path.stat().st_size for path in files)
+        probe = embedder.encode(PROBE, normalize=False)
+        rate = len("".join(PROBE)) / (time.time() - start) * self.world
+        size = sum(bytes_to_embed(task, args) for task in tasks)
         say(f"  {len(tasks)} tasks, {size / 1e6:.1f} MB, at most about {size / rate / 60:.1f} minutes")
-        # What names a model in the cache is what it does: its vectors of a sample, bit for bit.
-        settings = f"{args.max_length} {args.pooling} {args.dtype} {text}".encode()
+        # What names a model in the cache is what it does: its vectors of the probe, bit for bit.
+        settings = f"{args.max_length} {args.pooling} {args.dtype}".encode()
         self.identity = hashlib.sha256(settings + probe.numpy().tobytes()).hexdigest()
         self.size = probe.shape[1]
         if max(args.dim) > self.size:
@@ -276,7 +302,7 @@ def prompted(task: dict, row: dict, texts, args, document=False) -> list[tuple[s
     if args.instruct == "none" or (document and task["kind"] in bare[args.instruct]):
         prompt = ""
     else:
-        prompt = row.get("prompt", task["prompt"])
+        prompt = task["prompt"] if row.get("prompt") is None else row["prompt"]
     return [(prompt, text) for text in ([texts] if isinstance(texts, str) else texts)]
 
 
@@ -312,7 +338,7 @@ def score_classification(task, encoder, args):
     """Ten logistic regressions, each on a few samples per label, each tested on the whole split."""
     train = list(read_rows(task["folder"] / "train.jsonl", text=str, label=LABEL))
     test = read_test(task, text=str, label=LABEL)
-    samples = metrics.sample_per_label([row["label"] for row in train], task.get("samples_per_label", 8))
+    samples = metrics.sample_per_label([row["label"] for row in train], task["samples_per_label"])
     used = sorted(set(sum(samples, [])))                             # the training rows that are embedded
     place = {row: i for i, row in enumerate(used)}
     x, = embed_columns(task, [train[row] for row in used] + test, encoder, args, "text")
@@ -369,10 +395,11 @@ def score_summarization(task, encoder, args):
 
 def score_reranking(task, encoder, args):
     """Mean average precision over the rows that have both kinds of candidates."""
-    rows = read_test(task, query=(str, list), positive=[str], negative=[str])
+    rows = read_test(task, query=(str, [str]), positive=[str], negative=[str])
     used = [row for row in rows if row["positive"] and row["negative"]]
-    if not used:
-        raise UserError(f"{task['folder']}: no row has both positive and negative texts")
+    if not used or [] in [row["query"] for row in used]:
+        what = "a row's query is an empty list" if used else "no row has both positive and negative texts"
+        raise UserError(f"{task['folder']}: {what}")
     queries = [prompted(task, row, row["query"], args) for row in used]
     documents = [prompted(task, row, row["positive"] + row["negative"], args, document=True) for row in used]
     vectors = encoder.embed(task, [pair for row in queries + documents for pair in row])
@@ -404,7 +431,8 @@ def score_retrieval(task, encoder, args):
 
     def chunks():
         """(number of the first document, vectors [n, D]) of this rank's share of the corpus."""
-        for number, (first, rows) in enumerate(metrics.in_chunks(read_rows(corpus), args.corpus_chunk)):
+        chunk = min(args.corpus_chunk, math.ceil(size / encoder.world))          # no rank without work
+        for number, (first, rows) in enumerate(metrics.in_chunks(read_rows(corpus), chunk)):
             if number % encoder.world == encoder.rank:
                 pairs = [prompted(task, {}, document_text(row), args, document=True)[0] for row in rows]
                 part = {**task, "name": f"{task['name']}, documents from {first:,} of {size:,}"}
@@ -413,8 +441,12 @@ def score_retrieval(task, encoder, args):
 
     scores, numbers = metrics.search(query_vectors, chunks(), TOP_K, encoder.quantize == "binary")
     # Ids are looked up only now, by reading the corpus again, so that memory does not grow with it.
-    wanted = set(numbers.unique().tolist())
-    ids = {i: row["_id"] for i, row in enumerate(read_rows(corpus)) if i in wanted}
+    wanted, ids = set(numbers.unique().tolist()), {}
+    unknown = {document for row in queries for document in qrels[row["_id"]]}
+    for i, row in enumerate(read_rows(corpus)):
+        unknown.discard(row["_id"])
+        if i in wanted:
+            ids[i] = row["_id"]
     found = {"ndcg_at_10": [], "recall_at_100": [], "map_at_1000": []}
     for row, row_scores, row_numbers in zip(queries, scores, numbers):
         run = {ids[n]: score for n, score in zip(row_numbers.tolist(), row_scores.tolist()) if n >= 0}
@@ -425,7 +457,8 @@ def score_retrieval(task, encoder, args):
         found["recall_at_100"].append(metrics.recall(relevance, ranking, 100))
         found["map_at_1000"].append(metrics.ranked_average_precision(relevance, ranking))
     means = {name: round(sum(values) / len(values), 5) for name, values in found.items()}
-    return {**means, "skipped": len(qrels) - len(queries)}           # judged queries that are not there
+    # Judged queries that are not there are skipped; such documents stay in the ideal ranking, as in mteb.
+    return {**means, "skipped": len(qrels) - len(queries), "unknown": len(unknown)}
 
 
 SCORERS = {
@@ -458,6 +491,8 @@ def evaluate(encoder: Encoder, tasks: list[dict], args, benchmark=None) -> dict:
         notes = f"{seconds:.0f} s"
         if scores.get("skipped"):
             notes += f", {scores['skipped']} rows or queries skipped"
+        if scores.get("unknown"):
+            notes += f", {scores['unknown']} judged documents are not in the corpus"
         if counts[1]:
             notes += f", {counts[1]} of {counts[0]} texts cut at {args.max_length} tokens"
         say(f"  {task['name']}: {metric} {percent(scores['main_score'])} ({notes})")
@@ -476,7 +511,7 @@ def percent(score) -> str:
 
 def print_table(results: dict[str, dict], benchmark: dict | None) -> None:
     """Models side by side, scores times 100; with a benchmark, the published scores beside them."""
-    first = next(iter(results.values()))
+    first, notes = next(iter(results.values())), {}
     columns = {**results, **(benchmark["published"] if benchmark else {})}
     width = max(7, *map(len, columns))
 
@@ -492,14 +527,26 @@ def print_table(results: dict[str, dict], benchmark: dict | None) -> None:
     if benchmark or len(first["tasks"]) > len(first["categories"]):
         for category in first["categories"]:
             line(f"= {category}", scores("categories", category))
-    count = sum(score is not None for score in first["tasks"].values())
-    line(f"= Average of {count} tasks", [percent(column["average"]) for column in columns.values()])
+    # A published average is over the whole benchmark, ours over the tasks that have a score.
+    counts = [sum(score is not None for score in column["tasks"].values()) if name in results
+              else len(benchmark["tasks"]) for name, column in columns.items()]
+    same = len(set(counts)) == 1
+    line(f"= Average of {counts[0]} tasks" if same else "= Average",
+         [percent(column["average"]) for column in columns.values()])
+    if not same:
+        line("  of so many tasks", counts)
     if len(results) > 1:
         line("Bytes a vector", [column.get("bytes_per_vector", "") for column in columns.values()])
-    undefined = [name for name, score in first["tasks"].items() if score is None]
-    for what, names in (("undefined", undefined), ("missing", first["missing"])):
-        if names:
-            say(f"{len(names)} tasks or parts {what}, in no mean: {', '.join(names)}")
+    for name, column in results.items():
+        undefined = [task for task, score in column["tasks"].items() if score is None]
+        for what, tasks in (("undefined", undefined), ("missing", column["missing"])):
+            if tasks:
+                note = f"{len(tasks)} tasks or parts {what}, in no mean: {', '.join(tasks)}"
+                notes.setdefault(note, []).append(name)
+    for note, names in notes.items():
+        say(note if len(names) == len(results) else f"{', '.join(names)}: {note}")
+    if benchmark:
+        say(benchmark["about"])
 
 
 def read_benchmark(name: str) -> dict:
@@ -527,9 +574,17 @@ def main(argv=None):
         cuda = torch.cuda.is_available() and args.device != "cpu"
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if cuda else "gloo")
+        # A rank that is done with its documents waits for the others', however long those take.
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=1))
     tasks = find_tasks(args.tasks)
     benchmark = read_benchmark(args.benchmark) if args.benchmark else None
+    if benchmark:
+        found, named = len(tasks), set(sum(benchmark["parts"].values(), []))
+        tasks = [task for task in tasks if task["name"] in named]
+        if not tasks:
+            raise UserError(f"--tasks: none of the {found} tasks found is one of {args.benchmark}'s")
+        if len(tasks) < found:
+            say(f"{found - len(tasks)} tasks are not of {args.benchmark}: left out")
     if len(args.dim) * len(args.quantize) > 1 and not args.cache:    # the variants share a model's vectors
         scratch = tempfile.TemporaryDirectory()
         args.cache = Path(scratch.name)

@@ -9,7 +9,6 @@ caches; a task that already stands in OUT is left alone. Read are JSON lines, pl
 files and, with pyarrow, parquet. Revisions differ in layout, so files are found by the words in their paths.
 """
 import argparse
-import csv
 import functools
 import gzip
 import json
@@ -18,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,13 +44,23 @@ HEADLESS = {                                      # columns of tab-separated fil
 }
 
 
-def has_word(path: str, *words: str) -> bool:
+def has_word(path: str, *words: str, between="/._-") -> bool:
     """Whether a word stands in the path, between its ends and separators.
 
     >>> has_word("data/test-00000-of-00001.parquet", "test"), has_word("contest.jsonl", "test")
     (True, False)
     """
-    return any(re.search(rf"(^|[/._-]){re.escape(word)}([/._-]|$)", path) for word in words)
+    return any(re.search(rf"(^|[{between}]){re.escape(word)}([{between}]|$)", path) for word in words)
+
+
+def of_subset(names: list[str], subset: str) -> list[str]:
+    """The paths of a subset. A whole name goes before a part of one: en is neither en-ext nor de-en.
+
+    >>> of_subset(["en/test.jsonl", "en-ext/test.jsonl"], "en"), of_subset(["v1.0-sw/dev.tsv"], "sw")
+    (['en/test.jsonl'], ['v1.0-sw/dev.tsv'])
+    """
+    found = ([name for name in names if has_word(name, subset, between=b)] for b in ("/.", "/._", "/._-"))
+    return next(filter(None, found), [])
 
 
 def read(path: Path, role: str):
@@ -63,9 +73,9 @@ def read(path: Path, role: str):
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
         return
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as file:
-        if ".tsv" in path.suffixes:
-            rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="\n") as file:
+        if ".tsv" in path.suffixes:               # without quotes, and with fields of any length
+            rows = (line.rstrip("\r\n").split("\t") for line in file if not line.isspace())
             first = next(rows, [])
             names = first
             if not set(first) & {"query-id", "corpus-id", "_id", "text"}:        # no header
@@ -80,9 +90,19 @@ def read(path: Path, role: str):
             yield from (json.loads(line) for line in file if not line.isspace())
 
 
+def whole(path: Path, rows):
+    """Yield the rows of a file. One cut short by a full disk or a killed download is named."""
+    try:
+        yield from rows
+    except (EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: broken ({error}): remove {path.resolve()} and run this again") from None
+
+
 def renamed(row: dict, role: str) -> dict:
     """Only the columns of our layout, under our names."""
     found = {}
+    if not isinstance(row, dict):
+        raise UserError(f"a {role} row is no object, but {row!r:.60}")
     for column, others in COLUMNS[role].items():
         name = next((name for name in (column, *others) if name in row), None)
         if name is None and column != "title":
@@ -105,24 +125,23 @@ def rows_of(folder: Path, role: str, words: tuple, split: str, subset: str | Non
     names = [n for n in paths if not has_word(n, *other) and (not words or has_word(n, *words))]
     if role == "qrels" and not names:             # some uploads keep them in the default configuration
         names = [n for n in paths if not has_word(n, *other)]
-    if subset:                                    # else all languages lie in one file
-        names = [n for n in names if has_word(n, subset)] or names
+    in_path = of_subset(names, subset) if subset else []
+    names = in_path or names                      # else all languages lie in one file
     of_split = [n for n in names if has_word(n, split)]
     names = of_split or (names if role in ("corpus", "queries") else [])     # these often serve all splits
     formats = [f for f in FORMATS if any(n.endswith(f) for n in names)]
     if not formats:
         raise UserError(f"no file for {role}, split {split}, among {', '.join(paths) or 'nothing'}")
     chosen = [n for n in names if n.endswith(formats[0])]
-    in_path = subset and all(has_word(n, subset) for n in chosen)
     for name in chosen:
-        for row in read(paths[name], role):
+        for row in whole(paths[name], read(paths[name], role)):
+            ours = renamed(row, role)
             if subset and not in_path and row.get("lang", row.get("language", subset)) != subset:
-                continue                          # all languages in one file
-            if role == "pair-classification" and isinstance(row.get("labels"), list):    # three lists
-                row = renamed(row, role)
-                yield from (dict(zip(row, values)) for values in zip(*row.values()))
+                continue
+            if role == "pair-classification" and isinstance(ours["label"], list):        # three lists
+                yield from (dict(zip(ours, values)) for values in zip(*ours.values()))
             else:
-                yield renamed(row, role)
+                yield ours
 
 
 def write_rows(path: Path, rows) -> None:
@@ -195,10 +214,15 @@ def extracted(archive: Path) -> Path:
 
 
 def unpacked(archive: Path, task: dict) -> Path:
-    """The task's folder in a BEIR archive, by its name; else all of it. cqadupstack.zip holds twelve."""
+    """The task's folder in a BEIR archive, by its name; else its root. cqadupstack.zip holds twelve."""
     folder = extracted(archive)
-    name = Path(task.get("beir", "none")).name
-    return next((found for found in sorted(folder.rglob(name)) if found.is_dir()), folder)
+    if (folder / "corpus.jsonl").exists():
+        return folder
+    name = Path(task.get("beir", "")).name
+    found = [path for path in sorted(folder.rglob(name or "none")) if path.is_dir()]
+    if not found:
+        raise UserError(f"{archive}: holds no folder {name!r}" if name else "BEIR has no archive of it")
+    return found[0]
 
 
 def main(argv=None):
@@ -223,7 +247,7 @@ def main(argv=None):
                 convert(source, args.out / full, full, task)
             except UserError as error:
                 raise UserError(f"{full}: {error}") from None
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            except (OSError, ValueError, KeyError, TypeError, OverflowError, zipfile.BadZipFile) as error:
                 raise UserError(f"{full}: cannot be converted ({type(error).__name__}: {error})") from None
             print(args.out / full, flush=True)
 

@@ -13,17 +13,17 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))                     # model.py stands one folder up
 from model import UserError, command, read_json  # noqa: E402
 
+COUNTS = ("seconds", "texts", "cut", "skipped", "unknown")
 LANGUAGES = {"en": "eng-Latn", "default": "eng-Latn", "en-en": "eng-Latn"}
 
 
 def task_result(name: str, parts: dict[str, dict], table: dict) -> dict:
     """MTEB's TaskResult of one task: `parts` maps a subset ("default" if there are none) to its scores."""
     task = table.get(name, {})
-    scores = []
+    scores, seconds = [], sum(found["seconds"] for found in parts.values())
     for subset, found in parts.items():
-        seconds = found["seconds"]
         values = {metric: value for metric, value in found.items()
-                  if isinstance(value, (int, float)) and metric not in ("seconds", "texts", "cut", "skipped")}
+                  if isinstance(value, (int, float)) and metric not in COUNTS}
         languages = [LANGUAGES.get(subset, "und-Zyyy")]
         scores.append({**values, "hf_subset": subset, "languages": languages})
     holder = next(iter(task["parts"].values())) if "parts" in task else task
