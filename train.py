@@ -192,7 +192,7 @@ def cached_gradients(embed, batch: Batch, loss, tokens_per_chunk: int, keep_toke
     vectors.requires_grad_()
     value = loss(vectors)
     gradient, = torch.autograd.grad(value, vectors)
-    drift = torch.zeros((), device=vectors.device)
+    drift = vectors.new_zeros(())
     for number in [*kept, *(n for n in range(len(chunks)) if n not in kept)]:
         rows = places[number]
         v = kept.pop(number, None)
@@ -335,6 +335,9 @@ def load_model(args) -> Embedder:
     embedder = Embedder.load(args.base, device=args.device, dtype=args.dtype, max_length=args.max_length,
                              pooling=args.pooling)
     decoder = embedder.decoder
+    for dim in args.matryoshka:
+        if not 1 <= dim <= decoder.config.hidden_size:
+            raise UserError(f"--matryoshka {dim}: a vector has {decoder.config.hidden_size} values")
     if args.init_adapter:
         load_adapter(decoder, args.init_adapter)
     else:

@@ -1,6 +1,7 @@
 """tools/export.py: sentence-transformers and transformers give our vectors from the exported folder."""
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,18 @@ def test_other_poolings(pooling, base, tmp_path):
     ours = Embedder.load(run, device="cpu", max_length=MAX_LENGTH).encode(TEXTS)
     theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(TEXTS, convert_to_tensor=True)
     assert relative(theirs, ours) <= 1e-5
+    again = Embedder.load(tmp_path / "out", device="cpu", max_length=MAX_LENGTH)
+    assert again.pooling == pooling and relative(again.encode(TEXTS), ours) <= 1e-5
+    run_export(run, tmp_path / "small", "--adapter")
+    assert Embedder.load(tmp_path / "small", device="cpu").pooling == pooling
+
+
+def test_a_pooling_that_is_not_here_is_refused(base, tmp_path):
+    shutil.copytree(base, tmp_path / "cls")
+    export.write_json(tmp_path / "cls" / "1_Pooling" / "config.json", {"pooling_mode_cls_token": True})
+    with pytest.raises(UserError, match="names no pooling that is here"):
+        Embedder.load(tmp_path / "cls", device="cpu")
+    assert Embedder.load(tmp_path / "cls", device="cpu", pooling="mean").pooling == "mean"
 
 
 def test_the_bases_dtype_is_kept_and_mistakes_are_one_line(mistral_files, tmp_path, capsys):

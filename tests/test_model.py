@@ -196,7 +196,7 @@ def test_overrides_for_long_texts(folder, embedder):
     """The RoPE base and the window as load options (the paper's passkey test raises the base)."""
     long = TEXTS[-1:]
     plain = Embedder.load(folder, device="cpu", sliding_window=None)
-    turned = Embedder.load(folder, device="cpu", rope_theta=1e5)
+    turned = Embedder.load(folder, device="cpu", rope_theta=100_000)
     assert relative(plain.encode(long), embedder.encode(long)) > 1e-3
     assert relative(turned.encode(long), embedder.encode(long)) > 1e-3
     assert plain.encode(["short"]).equal(embedder.encode(["short"]))       # within the window: no difference
@@ -208,6 +208,8 @@ def test_overrides_for_long_texts(folder, embedder):
     assert relative(both.encode(long)[0], F.normalize(state, dim=0)) <= TOLERANCE
     with pytest.raises(UserError, match="sliding_window"):
         Embedder.load(folder, device="cpu", sliding_window=0)
+    with pytest.raises(UserError, match="rope_tetha: no setting of a model; there are vocab_size"):
+        Embedder.load(folder, device="cpu", rope_tetha=1e5)
 
 
 # -------------------------------------------------------------------------------------------------- LoRA
@@ -334,6 +336,7 @@ def test_a_base_that_make_built_is_asked_for_by_its_layers(tmp_path):
     ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
     ({"layers_to_transform": [0]}, "layers_to_transform"),
     ({"peft_type": "IA3"}, "IA3"),
+    ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
     ({"init_lora_weights": "pissa_niter_16"}, "pissa"),
     ({"r": KeyError}, "'r'"),
     ({"r": 8}, "shape"),
