@@ -104,9 +104,11 @@ def test_our_own_loader_reads_the_export(exported, ours):
     assert not list(exported.glob("shard-*"))
 
 
-def test_bfloat16_merged_against_unmerged(run, ours, tmp_path):
+def test_bfloat16_merged_against_unmerged(run, ours, tmp_path, capsys):
     """The merge rounds the adapter to bfloat16's eight bits: the worst cosine says what that costs."""
-    run_export(run, tmp_path / "out", "--dtype", "bfloat16")
+    run_export(run, tmp_path / "out", "--dtype", "bfloat16", "--compare")
+    told = float(re.search(r"worst cosine of \d+ texts ([0-9.]+)", capsys.readouterr().out)[1])
+    assert 0.98 < told < 1
     merged = Embedder.load(tmp_path / "out", device="cpu", dtype="bfloat16", max_length=MAX_LENGTH)
     unmerged = Embedder.load(run, device="cpu", dtype="bfloat16", max_length=MAX_LENGTH)
     worst = {name: (other.encode(TEXTS) * merged.encode(TEXTS)).sum(1).min().item()

@@ -13,7 +13,7 @@ import bench_gpu
 import fp8
 import train
 from batches import Examples, prepare
-from model import Embedder
+from model import Embedder, upload
 
 DEVICE = os.environ.get("GPU_TESTS_ON", "cuda")
 absent = DEVICE == "cuda" and not torch.cuda.is_available()
@@ -37,18 +37,15 @@ def fresh_compiler():
     torch._dynamo.utils.counters.clear()
 
 
-def load(base, dtype="float32", compiled=False, dropout=0.0, max_length=128) -> Embedder:
+def load(base, dtype="float32", compiled=False, dropout=0.0, device=DEVICE, **overrides) -> Embedder:
     """An embedder with an adapter that does something, as train.py sets it up."""
-    embedder = Embedder.load(base, device=DEVICE, dtype=dtype, max_length=max_length)
+    embedder = Embedder.load(base, device=device, dtype=dtype, max_length=128, **overrides)
     embedder.decoder.add_lora(8, 16, dropout)
     generator = torch.Generator().manual_seed(1)
     for name, p in embedder.decoder.lora_parameters().items():
         if name.endswith("lora_B"):
             p.data.copy_(torch.randn(p.shape, generator=generator) * 0.02)
-    if compiled:
-        for block in embedder.decoder.layers:
-            block.compile(dynamic=True)
-    return embedder
+    return embedder.compile() if compiled else embedder
 
 
 def texts():
@@ -75,8 +72,15 @@ def test_compiled_vectors_are_the_same(base, dtype, limit):
     assert relative(found, wanted) < limit
 
 
-def gradient(embedder, base, keep_tokens, seed=0):
-    """One cached-gradient step -> (loss, gradient, difference between the passes)."""
+@pytest.mark.parametrize("compiled", [False, True])
+def test_texts_beyond_the_window_are_as_on_the_cpu(base, compiled):
+    wanted = load(base, device="cpu", sliding_window=24).encode(texts())
+    found = load(base, compiled=compiled, sliding_window=24).encode(texts())
+    assert relative(found, wanted) < 1e-4 < relative(load(base).encode(texts()), wanted)
+
+
+def gradient(embedder, base, keep_tokens, seed=0, wait=True):
+    """One cached-gradient step -> (loss, gradient, difference between the passes), or nothing."""
     examples = Examples([str(base / "examples.jsonl")])
     args = train.options(["--base", str(base), "--data", str(base / "examples.jsonl"), "--out", "unused"])
     batch = prepare(examples, np.arange(8), embedder.tokenize, args, step=0)
@@ -84,11 +88,11 @@ def gradient(embedder, base, keep_tokens, seed=0):
     parameters = list(embedder.decoder.lora_parameters().values())
     for p in parameters:
         p.grad = None
-    targets, valid = torch.arange(8, device=embedder.device), batch.valid.to(embedder.device)
+    targets, valid = torch.arange(8, device=embedder.device), upload(batch.valid, embedder.device)
     loss, _, _, drift = train.cached_gradients(
         embedder.embed, batch, lambda v: train.info_nce(v[:8], v[8:], targets, 0.02, valid), 512,
         keep_tokens, (seed,))
-    return loss.item(), torch.cat([p.grad.flatten() for p in parameters]), drift.item()
+    return wait and (loss.item(), torch.cat([p.grad.flatten() for p in parameters]), drift.item())
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -105,6 +109,18 @@ def test_dropout_masks_replay_in_the_second_pass(base, dtype, limit, compiled):
     assert relative(once, kept) < 0.1
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="a CPU has nobody to wait for")
+def test_a_step_never_waits_for_the_gpu(base):
+    embedder = load(base, "bfloat16", compiled=True, dropout=0.1)
+    gradient(embedder, base, keep_tokens=0, wait=False)                # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        gradient(embedder, base, keep_tokens=0, wait=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)         # it would go on, uncompiled
 def test_many_lengths_do_not_recompile(base):
     """After the first few shapes, no new ones: lengths and rows are dynamic."""
     embedder, rng = load(base, "bfloat16", compiled=True), np.random.default_rng(0)

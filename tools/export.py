@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
+from check_padding import TEXTS  # noqa: E402
 from model import (POOLINGS, Embedder, Linear, UserError, command, find_base, instruct, open_safetensors,  # noqa: E402
                    read_json)
 
@@ -163,6 +164,10 @@ def export(args) -> None:
                    args.max_length)
     save_sentence_transformers(beside, embedder, prompts)
     os.rename(beside, args.out)
+    if args.compare:
+        merged = Embedder.load(args.out, device="cpu", dtype=dtype, max_length=args.max_length)
+        cosines = (merged.encode(TEXTS) * embedder.encode(TEXTS)).sum(1)
+        print(f"merged against unmerged in {dtype}: worst cosine of {len(TEXTS)} texts {cosines.min():.5f}")
     print(f"{args.out}: {total / 1e9:.2f} GB in {dtype}, texts of at most {args.max_length} tokens, "
           f"{embedder.pooling} pooling, prompts {', '.join(prompts)}")
 
@@ -175,6 +180,8 @@ def main(argv=None):
                         help="write PEFT's two files alone, in bfloat16 or --dtype")
     parser.add_argument("--dtype", choices=sorted(DTYPES.values()), help="default: as the base is stored")
     parser.add_argument("--max-length", type=int, default=512, help="tokens a text, BOS and EOS included")
+    parser.add_argument("--compare", action="store_true",
+                        help="embed some texts with the adapter merged and not, and tell the worst cosine")
     parser.add_argument("--prompt", action="append", default=[], metavar="NAME=INSTRUCTION",
                         help=f"a named prompt for queries; repeatable (always there: {QUERY})")
     parser.add_argument("--shard-gb", type=float, default=5, help="size of a weights file at most")
