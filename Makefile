@@ -48,11 +48,14 @@ EVAL_demo    = --dtype $(DTYPE) $(if $(FROM_HUB),,--max-length 96)
 # TASKS are folders, or names out of prompts/tasks.json: tasks, or a whole benchmark.
 ifeq ($(wildcard $(firstword $(TASKS))),)
 FROM_HUB := yes
+$(if $(filter $(BENCHMARKS),$(TASKS)),$(if $(word 2,$(TASKS)),\
+  $(error TASKS="$(TASKS)": a benchmark stands alone; run make eval once for each)))
 FOLDERS := $(if $(filter $(BENCHMARKS),$(TASKS)),data/mteb --benchmark $(TASKS),$(addprefix data/mteb/,$(TASKS)))
 else
 FOLDERS := $(TASKS)
 endif
-RESULTS := results/$(RUN)$(if $(filter-out data/mini,$(TASKS)),-$(notdir $(firstword $(TASKS)))).json
+EMPTY   :=
+RESULTS := results/$(RUN)$(if $(filter-out data/mini,$(TASKS)),-$(subst $(EMPTY) ,-,$(notdir $(TASKS:%/=%)))).json
 
 .PHONY: always all setup base data train eval test test-all bench clean help
 .DELETE_ON_ERROR:
@@ -117,7 +120,9 @@ runs/$(RUN)/.finished: $(FILES) $(MODEL)/config.json train.py batches.py model.p
 	$(PY) train.py --base $(MODEL) $(DATA_ARGS) --out runs/$(RUN) --resume $(TRAIN_$(PRESET)) $(TRAIN_FLAGS)
 	@touch $@
 
-$(RESULTS): runs/$(RUN)/.finished evaluate.py metrics.py model.py $(wildcard data/mini/*/* data/mini/*/*/*)
+# With other flags the file holds other scores, so it is made again.
+$(RESULTS): runs/$(RUN)/.finished evaluate.py metrics.py model.py $(if $(EVAL_FLAGS),always) \
+		$(wildcard $(TASKS:%=%/*) $(TASKS:%=%/*/*) $(TASKS:%=%/*/*/*))
 ifdef FROM_HUB
 	@echo "==> eval: $(TASKS) from the hub into data/mteb, then $(MODEL) and runs/$(RUN) on them"
 	@$(PIP) install pyarrow==26.0.1

@@ -14,9 +14,10 @@ import pytest
 import evaluate
 import hub
 import mteb_results
+from conftest import complaint
 from hub_standin import Hub
 from model import UserError
-from test_evaluate import HashEmbedder
+from test_evaluate import EVALDATA, HashEmbedder
 
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "data" / "mini"
@@ -208,6 +209,96 @@ def test_miracls_own_files_are_read(tmp_path):
     }
 
 
+@pytest.mark.parametrize("paths", [
+    "test/{}.jsonl", "{}/test.jsonl", "{}/test-00000-of-00001.parquet", "{}_test.jsonl", "test-{}.jsonl.gz"])
+def test_a_subset_is_not_one_that_holds_its_name(paths, tmp_path):
+    for other in ("en", "en-ext", "de-en") if "-{}" not in paths else ("en", "de"):
+        rows = [{**row, "sentence1": f"{other} {row['sentence1']}"} for row in mini("sts")]
+        write(tmp_path / paths.format(other), rows)
+    found = list(hub.rows_of(tmp_path, "sts", (), "test", "en"))
+    assert len(found) == len(mini("sts")) and all(row["sentence1"].startswith("en ") for row in found)
+
+
+def test_a_language_is_looked_up_in_the_rows_where_no_path_names_it(tmp_path):
+    rows = [{**row, "lang": language} for language in ("en", "de-en") for row in mini("sts")[:3]]
+    write(tmp_path / "data/test.jsonl.gz", rows)
+    assert list(hub.rows_of(tmp_path, "sts", (), "test", "en")) == mini("sts")[:3]
+
+
+@pytest.mark.parametrize("name, folder, wanted", [
+    ("NFCorpus", "scifact", "holds no folder 'nfcorpus'"), ("STS12", "scifact", "BEIR has no archive of it"),
+    ("NFCorpus", "", None)])
+def test_an_archive_of_another_task_is_refused(name, folder, wanted, tmp_path, capsys):
+    shutil.copytree(MINI / "Retrieval", tmp_path / "z" / folder, ignore=shutil.ignore_patterns("task.json"))
+    archive = shutil.make_archive(str(tmp_path / "scifact"), "zip", tmp_path / "z")
+    flags = [name, "--zip", archive, "--out", str(tmp_path / "out")]
+    if wanted:
+        said = complaint(capsys, hub.main, *flags)
+        assert f": {name}: " in said and wanted in said
+    else:                                          # files at the root: the user says what they are
+        hub.main(flags)
+    assert (tmp_path / "out" / name).exists() is (wanted is None)
+
+
+def cut_gzip(path):
+    row = b'{"sentence1": "a", "sentence2": "b", "score": 1}\n'
+    path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(row * 999)[:-20])
+
+
+@pytest.mark.parametrize("fill, said", [
+    (cut_gzip, "test.jsonl.gz: broken (Compressed file ended"),
+    (lambda p: p.write_text("[1]\n"), "a sts row is no object, but [1]"),
+    (lambda p: p.write_text("{oops\n"), "test.jsonl: broken (Expecting"),
+    (lambda p: p.write_bytes(b"\xff\n"), "test.jsonl: broken ('utf-8'"),
+    (lambda p: p.with_suffix(".jsonl.gz").write_bytes(b"no gzip"), "test.jsonl.gz: broken (Not a gzipped"),
+    (lambda p: p.with_suffix(".parquet").write_bytes(b"no parquet"), "test.parquet: broken (")])
+def test_a_broken_file_is_named(fill, said, tmp_path, monkeypatch, capsys):
+    (tmp_path / "r").mkdir()
+    fill(tmp_path / "r" / "test.jsonl")
+    monkeypatch.setattr(hub, "download", lambda task: tmp_path / "r")
+    assert said in complaint(capsys, hub.main, "STS12", "--out", tmp_path / "out")
+    assert not (tmp_path / "out" / "STS12").exists()
+
+
+def test_a_tab_separated_field_may_be_long_and_a_grade_must_be_finite(tmp_path, monkeypatch, capsys):
+    for path, text in (("corpus.tsv", f"_id\ttext\nd\t{'long ' * 40_000}\n"),
+                       ("queries.tsv", "_id\ttext\nq\tx\n"),
+                       ("qrels/test.tsv", "query-id\tcorpus-id\tscore\r\nq\td\t1\r\n")):
+        (tmp_path / "r" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "r" / path).write_text(text, newline="")
+    monkeypatch.setattr(hub, "download", lambda task: tmp_path / "r")
+    hub.main(["SciFact", "--out", str(tmp_path / "out")])
+    assert len(next(evaluate.read_rows(tmp_path / "out/SciFact/corpus.jsonl"))["text"]) == 200_000
+    (tmp_path / "r/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\tinf\n")
+    capsys.readouterr()
+    assert "SciFact: cannot be converted" in complaint(
+        capsys, hub.main, "SciFact", "--out", tmp_path / "other")
+
+
+@pytest.mark.parametrize("flags, wanted", [
+    (["TASKS=SciFact STS12"], "data/mteb/SciFact data/mteb/STS12 --out results/demo-SciFact-STS12.json"),
+    (["TASKS=data/mini tests/"], "--tasks data/mini tests/ --out results/demo-mini-tests.json"),
+    (["TASKS=eng-v1 beir"], 'TASKS="eng-v1 beir": a benchmark stands alone')])
+def test_make_names_results_by_all_tasks_and_refuses_two_benchmarks(flags, wanted):
+    done = subprocess.run(["make", "-nB", "eval", *flags], cwd=ROOT, capture_output=True, text=True)
+    assert wanted in done.stdout + done.stderr and (done.returncode == 2) is ("stands alone" in wanted)
+
+
+def test_make_scores_again_where_the_flags_are_others(tmp_path):
+    """Files of the same time stand in for a base model, a run and its results, up to date."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    made = [".venv/.installed", "requirements.txt", "models/m/config.json", "runs/r/.finished",
+            "data/d.jsonl", "results/r.json", "train.py", "batches.py", "model.py", "evaluate.py", "metrics.py"]
+    for path in (tmp_path / name for name in made):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (1e9, 1e9))
+    command = ["make", "-n", "eval", "BASE=o/m", "LAYERS=", "RUN=r", "DATA=data/d.jsonl"]
+    for flags, again in (([], False), (["EVAL_FLAGS=--dim 256"], True)):
+        done = subprocess.run([*command, *flags], cwd=tmp_path, capture_output=True, text=True)
+        assert ("evaluate.py" in done.stdout) is again and done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_beir_archive_is_unpacked(tmp_path, capsys):
     shutil.copytree(
         MINI / "Retrieval", tmp_path / "z" / "scifact", ignore=shutil.ignore_patterns("task.json")
@@ -258,8 +349,8 @@ def test_cqadupstacks_twelve_forums_are_one_task_with_their_plain_mean(tmp_path)
 
 
 def miracl_queries(language: str, n: int) -> list[dict]:
-    """The first real questions of a language below $PLAIN_E5_EVALDATA, or written ones; each text once."""
-    path = Path(os.environ.get("PLAIN_E5_EVALDATA", "none")) / "MIRACL-dev-queries-qrels" / language
+    """The first real questions of a language in EVALDATA, or written ones; each text once."""
+    path = EVALDATA / "MIRACL-dev-queries-qrels" / language
     if not path.is_dir():
         return [{"_id": f"{i}#0", "text": f"{language}{i} question"} for i in range(n)]
     texts = {row["text"]: row for row in evaluate.read_rows(path / "queries.jsonl")}
@@ -280,6 +371,11 @@ def test_miracls_eighteen_languages_are_read_from_one_repository_and_averaged(tm
     assert [found["details"][f"MIRACLRetrieval/{language}"]["texts"] for language in languages] == [
         2 * (n + 1) for n in range(18)]            # queries and corpus, and nothing of another language
     assert found["average"] == pytest.approx(sum(round(n / (n + 1), 5) for n in range(18)) / 18)
+    for n, scores in enumerate(found["details"].values()):
+        scores["seconds"] = n
+    file, = mteb_results.write({"m": found}, {"m": "me/m"}, "1", tmp_path / "mteb")
+    written = json.loads(file.read_text())
+    assert len(written["scores"]["dev"]) == 18 and written["evaluation_time"] == sum(range(18))
 
 
 def test_wrong_names_and_files_get_one_line(tmp_path):

@@ -70,8 +70,8 @@ def encoding(args) -> None:
     b = torch.tensor(theirs.encode(closed, batch_size=32))
     agree = float((a * b).sum(1).median())
     if not agree > 0.999:
-        raise UserError(f"{args.model}: the two give not the same vectors (median cosine {agree:.4f}), so their "
-                        "speeds cannot be compared; a model as exported for last-token pooling is needed")
+        raise UserError(f"{args.model}: the two give not the same vectors (median cosine {agree:.4f}), so "
+                        "their speeds mean nothing; give a model whose vector is its last token's")
     seconds = best(args.rounds, ours=lambda: ours.encode(texts, tokens_per_chunk=args.batch_tokens),
                    theirs=lambda: theirs.encode(closed, batch_size=32))
     lengths = sorted(map(len, rows))
