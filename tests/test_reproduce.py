@@ -1,5 +1,8 @@
 """tools/reproduce.py and its parts: fixed subsets, peers, table. data/mini stands for the full sets."""
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -234,10 +237,24 @@ def study(drawn, base, examples, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", [
             "reproduce.py", "--evaldata", str(MINI), "--synthetic", str(examples), "--base", str(base),
             "--study", str(tmp_path / "lists.json"), "--work", str(tmp_path / "runs"),
-            "--out", str(tmp_path / "study.json"), "--recipe", recipe, *flags])
+            "--out", str(tmp_path / "study.json"), "--recipe", recipe, "--language", "all", *flags])
         reproduce.main()
         return json.loads((tmp_path / "study.json").read_text())
     return run
+
+
+@pytest.mark.parametrize("number, to_all", [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_a_signal_lets_training_end_first(number, to_all):
+    """Ctrl-C goes to the whole group; a supervisor's SIGTERM to this process alone."""
+    child = ("import signal, sys, time\n"
+             f"signal.signal({int(number)}, lambda *_: (time.sleep(1), sys.exit(7)))\n"
+             "print('ready', flush=True)\ntime.sleep(60)")
+    parent = f"import sys, reproduce; sys.exit(reproduce.wait_for([sys.executable, '-c', {child!r}]))"
+    run = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, start_new_session=True,
+                           cwd=Path(reproduce.__file__).parent)
+    assert run.stdout.readline() == b"ready\n"
+    (os.killpg if to_all else os.kill)(run.pid, number)
+    assert run.wait(timeout=30) == 7
 
 
 def test_one_language_can_be_chosen(tmp_path):
@@ -247,6 +264,9 @@ def test_one_language_can_be_chosen(tmp_path):
     assert [json.loads(line)["query"] for line in open(out)] == ["b"]
     with pytest.raises(UserError, match="--language Latin: no example"):
         study_data.in_language(tmp_path / "all.jsonl", "Latin", out)
+    (tmp_path / "broken.jsonl").write_text("{}\n{broken\n")
+    with pytest.raises(UserError, match="broken.jsonl:2: not a JSON object"):
+        study_data.in_language(tmp_path / "broken.jsonl", "Dutch", out)
 
 
 def test_a_study_resumes_and_runs_again_what_changed(study, tmp_path, capfd):
@@ -261,6 +281,7 @@ def test_a_study_resumes_and_runs_again_what_changed(study, tmp_path, capfd):
     config = evaluate.read_json(Path(runs["1"]["model"]) / "config.json")
     assert config["seed"] == 1 and config["both_sides"] and config["max_steps"] == 2
     text = (tmp_path / "study.md").read_text()
+    assert (tmp_path / "study.png").stat().st_size > 10_000
     for shown in ("untrained, the first layers", runs["1"]["model"], "| synthetic | 13 |"):
         assert shown in text
 
@@ -309,6 +330,7 @@ def test_user_errors_are_one_line(drawn, tmp_path):
                     "--work", tmp_path / "runs", "--out", tmp_path / "study.json")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--traindata" in done.stderr
     done = run_tool("reproduce.py", "--evaldata", MINI, "--synthetic", tmp_path / "bad.jsonl",
-                    "--work", tmp_path / "runs", "--out", tmp_path / "study.json", "--rows", "synthetic")
+                    "--work", tmp_path / "runs", "--out", tmp_path / "study.json", "--rows", "synthetic",
+                    "--base", tmp_path, "--language", "all")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "bad.jsonl:1: not a" in done.stderr
     assert not (tmp_path / "study.json").exists()

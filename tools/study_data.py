@@ -24,7 +24,13 @@ def file_key(paths: list[Path]) -> str:
 
 def in_language(path: Path, language: str, out: Path) -> Path:
     """Write the examples of one language to `out`. Raises UserError where there are none."""
-    lines = [line for line in open(path, encoding="utf-8") if json.loads(line).get("language") == language]
+    lines = []
+    for number, line in enumerate(open(path, encoding="utf-8"), 1):
+        try:
+            if json.loads(line).get("language") == language:
+                lines.append(line)
+        except (ValueError, AttributeError):
+            raise UserError(f"{path}:{number}: not a JSON object") from None
     if not lines:
         raise UserError(f"--language {language}: no example of {path} is")
     replace_file(out, lambda target: target.write_text("".join(lines), encoding="utf-8"))
