@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 import export
-from conftest import complaint
+from conftest import complaint, run_tool
 from model import Embedder, UserError
 from tiny import random_model, relative, save, tiny_config
 
@@ -182,3 +182,22 @@ def test_the_shipped_adapter_fits_the_default_base():
     assert sum(t.numel() for t in tensors.values()) == int(layers) * 16 * sum(map(sum, sizes))
     assert (folder / "adapter_model.safetensors").stat().st_size <= 12e6
     assert all(t.float().abs().max() > 0 for t in tensors.values())      # B starts at zero
+
+
+@pytest.mark.slow
+def test_the_shipped_adapter_finds_what_is_asked(tmp_path):
+    done = run_tool("smollm2.py", tmp_path / "base", "--layers", 20)
+    assert done.returncode == 0, done.stderr
+    pairs = {"how to brew tea": "Steep the leaves in hot water for three minutes, then pour.",
+             "bad weather": "Rain falls on the roof all night and the gutters overflow.",
+             "monetary policy against rising prices": "The central bank raised interest rates to slow down inflation.",
+             "how to warm up for jogging": "Stretch your legs before a long run to avoid injuries.",
+             "why does my internet keep failing": "Restart the router and check the cable if the connection drops.",
+             "opening hours of the gallery": "The museum opens at nine and closes at five, except on Mondays."}
+    right = {}
+    for adapter in (None, ROOT / "data" / "adapter"):
+        embedder = Embedder.load(tmp_path / "base", adapter=adapter, device="cpu")
+        queries = embedder.encode(list(pairs), "Given a question, retrieve passages that answer it")
+        scores = queries @ embedder.encode(list(pairs.values())).T
+        right[adapter is not None] = (scores.argmax(1) == torch.arange(len(pairs))).sum().item()
+    assert right[True] >= 5 and right[False] <= 2
