@@ -98,12 +98,13 @@ def find_tasks(folders: list[str]) -> list[dict]:
         for path in found:
             given = {key: value for key, value in read_json(path).items() if value is not None}
             task = {"prompt": "", "split": "test", "samples_per_label": 8, **given, "folder": path.parent}
-            if task.get("kind") not in [*CATEGORIES] or not task.get("name"):
+            for key in ("name", "kind", "prompt", "split", "metric"):
+                if not fits(task.get(key, ""), str):
+                    raise UserError(f"{path}: {key!r} must be a string")
+            if task.get("kind") not in CATEGORIES or not task.get("name"):
                 raise UserError(f"{path}: needs a name and a kind, one of {', '.join(CATEGORIES)}")
-            wrong = [key for key in ("name", "prompt", "split", "metric") if not fits(task.get(key, ""), str)]
-            if wrong or not fits(task["samples_per_label"], int) or task["samples_per_label"] < 1:
-                raise UserError(f"{path}: {wrong[0]!r} must be a string" if wrong else
-                                f"{path}: 'samples_per_label' must be a whole number above 0")
+            if not fits(task["samples_per_label"], int) or task["samples_per_label"] < 1:
+                raise UserError(f"{path}: 'samples_per_label' must be a whole number above 0")
             other = tasks.setdefault(task["name"], task)["folder"]
             if other.resolve() != path.parent.resolve():
                 raise UserError(f"{path}: {other} also calls itself {task['name']}")
@@ -195,7 +196,7 @@ PROBE = [f"{i}. The ferry left the harbour at {i} past seven, a little late, as 
 
 
 def bytes_to_embed(task: dict, args) -> int:
-    """Size of a task's texts with their instructions, somewhat too high: keys count, and equal texts twice."""
+    """Size of a task's texts with their instructions; too high, as keys count, and equal texts twice."""
     size, instruction = 0, 0 if args.instruct == "none" else len(task["prompt"].encode())
     for name in ("corpus", "queries") if task["kind"] == "retrieval" else (task["split"],):
         path = task["folder"] / f"{name}.jsonl"
@@ -488,14 +489,12 @@ def evaluate(encoder: Encoder, tasks: list[dict], args, benchmark=None) -> dict:
         counts = encoder.sum_over_ranks(torch.tensor([encoder.texts - texts, encoder.cut - cut])).tolist()
         seconds = time.time() - start
         details[task["name"]] = {**scores, "texts": counts[0], "cut": counts[1], "seconds": round(seconds, 1)}
-        notes = f"{seconds:.0f} s"
-        if scores.get("skipped"):
-            notes += f", {scores['skipped']} rows or queries skipped"
-        if scores.get("unknown"):
-            notes += f", {scores['unknown']} judged documents are not in the corpus"
-        if counts[1]:
-            notes += f", {counts[1]} of {counts[0]} texts cut at {args.max_length} tokens"
-        say(f"  {task['name']}: {metric} {percent(scores['main_score'])} ({notes})")
+        notes = [f"{seconds:.0f} s"]
+        for count, what in ((scores.get("skipped"), "rows or queries skipped"),
+                            (scores.get("unknown"), "judged documents are not in the corpus"),
+                            (counts[1], f"of {counts[0]} texts cut at {args.max_length} tokens")):
+            notes += [f"{count} {what}"] if count else []
+        say(f"  {task['name']}: {metric} {percent(scores['main_score'])} ({', '.join(notes)})")
     scores = {name: score["main_score"] for name, score in details.items()}
     categories = {task["name"]: CATEGORIES[task["kind"]] for task in tasks}
     for task, parts in benchmark["parts"].items() if benchmark else ():
@@ -511,9 +510,8 @@ def percent(score) -> str:
 
 def print_table(results: dict[str, dict], benchmark: dict | None) -> None:
     """Models side by side, scores times 100; with a benchmark, the published scores beside them."""
-    first, notes = next(iter(results.values())), {}
     columns = {**results, **(benchmark["published"] if benchmark else {})}
-    width = max(7, *map(len, columns))
+    first, width = next(iter(results.values())), max(7, *map(len, columns))
 
     def line(label, values):
         say(f"{label:<36}" + "".join(f"  {value:>{width}}" for value in values))
@@ -539,12 +537,10 @@ def print_table(results: dict[str, dict], benchmark: dict | None) -> None:
         line("Bytes a vector", [column.get("bytes_per_vector", "") for column in columns.values()])
     for name, column in results.items():
         undefined = [task for task, score in column["tasks"].items() if score is None]
-        for what, tasks in (("undefined", undefined), ("missing", column["missing"])):
-            if tasks:
-                note = f"{len(tasks)} tasks or parts {what}, in no mean: {', '.join(tasks)}"
-                notes.setdefault(note, []).append(name)
-    for note, names in notes.items():
-        say(note if len(names) == len(results) else f"{', '.join(names)}: {note}")
+        if undefined:
+            say(f"{name}: {len(undefined)} tasks or parts undefined, in no mean: {', '.join(undefined)}")
+    if first["missing"]:
+        say(f"{len(first['missing'])} tasks or parts missing, in no mean: {', '.join(first['missing'])}")
     if benchmark:
         say(benchmark["about"])
 
@@ -579,8 +575,8 @@ def main(argv=None):
     tasks = find_tasks(args.tasks)
     benchmark = read_benchmark(args.benchmark) if args.benchmark else None
     if benchmark:
-        found, named = len(tasks), set(sum(benchmark["parts"].values(), []))
-        tasks = [task for task in tasks if task["name"] in named]
+        named = set(sum(benchmark["parts"].values(), []))
+        found, tasks = len(tasks), [task for task in tasks if task["name"] in named]
         if not tasks:
             raise UserError(f"--tasks: none of the {found} tasks found is one of {args.benchmark}'s")
         if len(tasks) < found:

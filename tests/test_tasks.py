@@ -240,6 +240,12 @@ def test_an_archive_of_another_task_is_refused(name, folder, wanted, tmp_path, c
     assert (tmp_path / "out" / name).exists() is (wanted is None)
 
 
+def test_other_json_is_no_result(tmp_path, capsys):
+    (tmp_path / "train.json").write_text('{"lr": 1e-4}')
+    assert "train.json: not what evaluate.py writes" in complaint(
+        capsys, mteb_results.main, tmp_path / "train.json")
+
+
 def cut_gzip(path):
     row = b'{"sentence1": "a", "sentence2": "b", "score": 1}\n'
     path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(row * 999)[:-20])
@@ -288,7 +294,8 @@ def test_make_scores_again_where_the_flags_are_others(tmp_path):
     """Files of the same time stand in for a base model, a run and its results, up to date."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     made = [".venv/.installed", "requirements.txt", "models/m/config.json", "runs/r/.finished",
-            "data/d.jsonl", "results/r.json", "train.py", "batches.py", "model.py", "evaluate.py", "metrics.py"]
+            "data/d.jsonl", "results/r.json"]
+    made += ["train.py", "batches.py", "model.py", "evaluate.py", "metrics.py"]
     for path in (tmp_path / name for name in made):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -381,6 +388,8 @@ def test_miracls_eighteen_languages_are_read_from_one_repository_and_averaged(tm
 def test_wrong_names_and_files_get_one_line(tmp_path):
     with pytest.raises(UserError, match="Nonsense: neither a task nor a benchmark"):
         hub.main(["Nonsense"])
+    with pytest.raises(UserError, match="--zip x.zip: holds one task, not 15"):
+        hub.main(["beir", "--zip", "x.zip"])
     write(tmp_path / "r/test.jsonl", [{"a": 1}])
     with pytest.raises(UserError, match="a sts row has no 'sentence1', but a"):
         hub.convert(tmp_path / "r", tmp_path / "out", "STS12", TABLE["tasks"]["STS12"])

@@ -215,10 +215,10 @@ def extracted(archive: Path) -> Path:
 
 def unpacked(archive: Path, task: dict) -> Path:
     """The task's folder in a BEIR archive, by its name; else its root. cqadupstack.zip holds twelve."""
-    folder = extracted(archive)
-    if (folder / "corpus.jsonl").exists():
+    folder, beir = extracted(archive), task.get("beir", "")
+    if (folder / "corpus.jsonl").exists() and "/" not in beir:       # a forum is never alone in its archive
         return folder
-    name = Path(task.get("beir", "")).name
+    name = Path(beir).name
     found = [path for path in sorted(folder.rglob(name or "none")) if path.is_dir()]
     if not found:
         raise UserError(f"{archive}: holds no folder {name!r}" if name else "BEIR has no archive of it")
@@ -234,6 +234,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     table = read_json(ROOT / "prompts" / "tasks.json")
     names = [n for name in args.tasks for n in table["benchmarks"].get(name, {"tasks": [name]})["tasks"]]
+    if args.zip and len(names) > 1:
+        raise UserError(f"--zip {args.zip}: holds one task, not {len(names)}")
     unknown = [name for name in names if name not in table["tasks"]]
     if unknown:
         raise UserError(f"{unknown[0]}: neither a task nor a benchmark in prompts/tasks.json")

@@ -17,7 +17,7 @@ from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 from mteb.types import PromptType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from model import Embedder, command  # noqa: E402
+from model import Embedder, UserError, command  # noqa: E402
 
 
 class MTEBModel:
@@ -62,9 +62,13 @@ def main(argv=None):
     parser.add_argument("--out", default="results/mteb", help="folder for mteb's result files")
     parser.add_argument("--max-length", type=int, default=512)
     args = parser.parse_args(argv)
+    try:
+        tasks = mteb.get_tasks(tasks=args.tasks)
+    except KeyError as error:
+        raise UserError(f"mteb: {error.args[0].removeprefix('KeyError: ')}") from None
     embedder = Embedder.load(args.model, max_length=args.max_length)
     model = MTEBModel(embedder, f"plain-e5/{Path(args.model).name}")
-    results = mteb.evaluate(model, mteb.get_tasks(tasks=args.tasks), cache=mteb.ResultCache(args.out))
+    results = mteb.evaluate(model, tasks, cache=mteb.ResultCache(args.out))
     for result in results.task_results:
         print(f"{result.task_name:<40} {100 * result.get_score():.2f}")
 

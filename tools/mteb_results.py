@@ -37,7 +37,7 @@ def write(results: dict, names: dict[str, str], revision: str, out: Path) -> lis
     """Write every task of every model; names: model in the JSON -> "organisation/model"."""
     table = read_json(ROOT / "prompts" / "tasks.json")["tasks"]
     forums, files = table.pop("CQADupstackRetrieval"), []
-    own = {}                                      # our name of a forum: MTEB's, to which it is a task by itself
+    own = {}                                      # our name of a forum: MTEB's, to which it is a task
     for part, more in forums.pop("parts").items():
         own[f"CQADupstackRetrieval/{part}"] = name = f"CQADupstack{part.capitalize()}Retrieval"
         table[name] = {**forums, **more}
@@ -65,6 +65,8 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=Path("results/mteb"))
     args = parser.parse_args(argv)
     results = read_json(args.results)
+    if not all(isinstance(result, dict) and "details" in result for result in results.values()):
+        raise UserError(f"{args.results}: not what evaluate.py writes with --out")
     whole = "/" in args.name
     if whole and len(results) > 1:
         raise UserError(f"--name {args.name}: {len(results)} models in {args.results}; name an organisation")

@@ -4,9 +4,9 @@
     python tools/passkey.py runs/full --rope-theta 1e5 --sliding-window 32768 --out results/passkey.json
 
 A document of a given number of tokens is filler with one person's pass key hidden at a random depth; a query
-asks for that person's key. Every document of the length is a candidate. Documents are generated, so none are
-downloaded. --rope-theta and --sliding-window (0: none) repeat the paper's Figure 5, which changes the model so
-without training it. Reported is the top-1 accuracy; a tie or an undefined score is a miss.
+asks for that person's key. Every document of the length is a candidate. Documents are generated, so none
+are downloaded. --rope-theta and --sliding-window (0: none) repeat the paper's Figure 5, which changes the
+model so without training it. Reported is the top-1 accuracy; a tie or an undefined score is a miss.
 
 Documents are written and embedded a few at a time, so memory is that of one forward pass: one text of 32,768
 tokens at the longest.
