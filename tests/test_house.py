@@ -44,6 +44,14 @@ def test_help_lists_every_target():
     assert done.returncode == 0 and {line.split()[0] for line in done.stdout.splitlines()} == targets
 
 
+def test_readmes_study_is_what_reproduce_wrote():
+    readme, study = ((ROOT / name).read_text() for name in ("README.md", "results/study.md"))
+    rows = [line for line in study.splitlines() if line.endswith("` |")]           # the last cell: models
+    assert len(rows) > 10
+    for row in rows:
+        assert row.rsplit(" | ", 1)[0] + " |" in readme
+
+
 @pytest.mark.parametrize("goal, wanted", [
     (["base", "LAYERS=8"], "tools/smollm2.py models/smollm2-135m-l8 --layers 8"),
     (["base", "BASE=owner/name"], "tools/fetch.py owner/name models/name"),
@@ -60,5 +68,5 @@ def test_make_runs_what_readme_says(goal, wanted):
 
 def test_files_that_readme_names_are_here():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"\b(?:tools/|tests/)?\w+\.(?:py|md|sh)\b", readme))
+    named = set(re.findall(r"\b(?:tools/|tests/|results/)?\w+\.(?:py|md|sh)\b", readme))
     assert named and all((ROOT / name).exists() for name in named), named

@@ -330,7 +330,9 @@ def test_activation_checkpointing_changes_nothing(double):
     assert len(calls) == 3 * chunks                       # pass one, pass two, and again for its gradient
 
 
-@pytest.mark.parametrize("queries, tokens, ranks", [(12, 100, 2), (5, 60, 2), (1, 1000, 2), (1, 1000, 4)])
+@pytest.mark.parametrize("queries, tokens, ranks", [
+    (12, 100, 2), pytest.param(5, 60, 2, marks=pytest.mark.slow), pytest.param(1, 1000, 2, marks=pytest.mark.slow),
+    (1, 1000, 4)])
 def test_ranks_give_the_gradient_of_one(base, data, tmp_path, queries, tokens, ranks):
     """Real processes over gloo, float64; the 3 texts of 1 query leave two ranks uneven, and one of four idle."""
     results = []
@@ -395,7 +397,8 @@ def test_a_lost_rank_ends_the_other_within_the_timeout(base, data, tmp_path, how
         assert "--resume goes on" in said
 
 
-@pytest.mark.parametrize("steps, last, code", [("10", 4, 128 + signal.SIGTERM), ("3", 3, 0)])
+@pytest.mark.parametrize("steps, last, code", [
+    ("10", 4, 128 + signal.SIGTERM), pytest.param("3", 3, 0, marks=pytest.mark.slow)])
 def test_a_late_signal_stops_both_ranks_after_the_next_step(base, data, tmp_path, steps, last, code):
     """What comes after the sum counts in the next step; if there is none, the run is done."""
     flags = "--max-steps", steps, "--timeout", "0.5"
@@ -444,17 +447,17 @@ def here(base, data, tmp_path):
         signal.signal(number, handler)
 
 
-def test_float16_scales_its_loss_and_resumes(here, tmp_path):
-    code, log = here("half", "--dtype", "float16", "--checkpoint-every", 1, "--max-steps", 1)
-    assert code == 0 and math.isfinite(log[0]["loss"])
+def test_float16_scales_its_loss(here, tmp_path):
+    """A step whose scaled gradient overflows is left out and the scale halved; the others are unscaled."""
+    code, log = here("half", "--dtype", "float16", "--max-steps", 12, "--epochs", 4)
+    assert code == 0 and all(math.isfinite(line["loss"]) for line in log)
+    norms = [line["grad_norm"] for line in log if math.isfinite(line["grad_norm"])]
+    assert norms and max(norms) < 1e4                         # the scale itself is 65,536 at the start
     with safe_open(tmp_path / "half/checkpoint.safetensors", "pt") as file:
         scaler = json.loads(file.metadata()["state"])["scaler"]
-        moments = max(file.get_tensor(name).abs().max() for name in file.keys() if name.endswith("exp_avg"))
-    assert scaler["scale"] >= 1 and scaler["growth_interval"] > 0
-    assert moments < 10                                       # unscaled before the optimizer saw them
-    plain = here("whole", "--dtype", "float32", "--max-steps", 1)[1]
-    assert log[0]["loss"] == pytest.approx(plain[0]["loss"], rel=0.02)
-    assert log[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=0.05)
+        moved = [file.get_tensor(name) for name in file.keys() if name.endswith("lora_B")]
+    assert scaler["scale"] == 2.0 ** 16 / 2 ** (len(log) - len(norms))
+    assert all(tensor.abs().max() > 0 for tensor in moved)
 
 
 def test_mfu_counts_what_is_done(here):
