@@ -15,6 +15,7 @@ def base(tmp_path_factory, mistral_files):
     return save(random_model(config), tmp_path_factory.mktemp("base") / "tiny", mistral_files)
 
 
+@pytest.mark.slow
 def test_both_sides_take_their_turn(base, tmp_path, capsys):
     data, out = write_rows(tmp_path / "rows.jsonl", 20), tmp_path / "bench.json"
     bench_train.main([str(base), "--data", str(data), "--batch-size", "4", "--max-length", "24",

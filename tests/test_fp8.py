@@ -112,6 +112,7 @@ def run(*arguments):
                           text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
 
 
+@pytest.mark.slow
 def test_from_the_shell(base, data):
     done = run("measure", base, "--data", data, "--emulate", "--queries", 4, "--max-length", 24)
     assert done.returncode == 0, done.stderr

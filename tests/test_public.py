@@ -121,6 +121,7 @@ def test_a_file_of_another_kind_is_named_and_nothing_half_written_stays(copy, tm
     assert {p.name for p in (tmp_path / "public").iterdir()} == {"eli5.jsonl", "hotpotqa.jsonl"}
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_is_one_error(copy, tmp_path):
     with serve(copy) as hub:
         pass
