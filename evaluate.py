@@ -591,8 +591,7 @@ def main(argv=None):
         say(f"{name}: {model}")
         embedder = Embedder.load(model, device=args.device, dtype=args.dtype, max_length=args.max_length,
                                  pooling=args.pooling)
-        if args.compile or (args.compile is None and embedder.device.type == "cuda"):
-            embedder.compile()
+        embedder.compile(args.compile)
         encoder = Encoder(embedder, args, tasks)
         for encoder.dim, encoder.quantize in itertools.product(args.dim, args.quantize):
             result = evaluate(encoder, tasks, args, benchmark)

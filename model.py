@@ -539,10 +539,14 @@ class Embedder:
             raise UserError(f"{file}: not a readable tokenizer ({error})") from None
         return cls(decoder, tokenizer, max_length, pooling or "last", str(folder))
 
-    def compile(self) -> "Embedder":
-        """torch.compile each block, for any length: a minute at the first texts, for speed from then on."""
-        for block in self.decoder.layers:
-            block.compile(dynamic=True)
+    def compile(self, wanted: bool | None = None) -> "Embedder":
+        """torch.compile each block, for any length: a minute at the first texts, for speed from then on.
+
+        wanted: None for "where there is a GPU", the scripts' default.
+        """
+        if self.device.type == "cuda" if wanted is None else wanted:
+            for block in self.decoder.layers:
+                block.compile(dynamic=True)
         return self
 
     @property

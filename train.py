@@ -343,8 +343,7 @@ def load_model(args) -> Embedder:
     else:
         decoder.add_lora(args.lora_rank, args.lora_alpha, args.lora_dropout, seed=args.seed)
     decoder.activation_checkpointing = args.activation_checkpointing
-    if args.compile or (args.compile is None and embedder.device.type == "cuda"):
-        embedder.compile()
+    embedder.compile(args.compile)
     decoder.train()
     return embedder
 

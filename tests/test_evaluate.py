@@ -53,6 +53,9 @@ class HashEmbedder:
             total += self.words[word, self.size]
         return total
 
+    def compile(self, wanted=None):
+        return self
+
     def encode(self, texts, prompt="", normalize=True, dim=None, tokens_per_chunk=0):
         self.calls += 1
         vectors = torch.from_numpy(np.stack([self.vector(text) for text in texts]))

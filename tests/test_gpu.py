@@ -45,7 +45,7 @@ def load(base, dtype="float32", compiled=False, dropout=0.0, device=DEVICE, **ov
     for name, p in embedder.decoder.lora_parameters().items():
         if name.endswith("lora_B"):
             p.data.copy_(torch.randn(p.shape, generator=generator) * 0.02)
-    return embedder.compile() if compiled else embedder
+    return embedder.compile(compiled)
 
 
 def texts():

@@ -100,8 +100,7 @@ def measure_encode(s: dict) -> dict:
     with open(f"{s['base']}/examples.jsonl") as file:
         texts = [json.loads(line)["pos"][0] for line in file][:s["batch_size"]]
     tokens = sum(map(len, embedder.tokenize(texts)))
-    if embedder.device.type == "cuda":
-        embedder.compile()
+    embedder.compile()
     seconds = []
     for part in (texts[::8], texts, texts, texts):
         begin = time.perf_counter()

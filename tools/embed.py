@@ -117,8 +117,7 @@ def main(argv=None):
         raise UserError(f"--out {args.out}: a name that ends in .npy, or leave it out for JSON lines")
     embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype,
                              max_length=args.max_length)
-    if args.compile:
-        embedder.compile()
+    embedder.compile(args.compile)
     {"encode": encode, "search": search}[args.verb](args, embedder)
 
 

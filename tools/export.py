@@ -28,8 +28,8 @@ from tokenizers.processors import TemplateProcessing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
 from check_padding import TEXTS  # noqa: E402
-from model import (POOLINGS, Embedder, Linear, UserError, command, find_base, instruct, open_safetensors,  # noqa: E402
-                   read_json)
+from model import (POOLINGS, Embedder, Linear, UserError, command, find_base, instruct,  # noqa: E402
+                   open_safetensors, read_json)
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 QUERY = "query=Given a web search query, retrieve relevant passages that answer the query"
