@@ -37,12 +37,23 @@ class UserError(Exception):
 def command(main) -> None:
     """Run a script's `main`: a user's mistake or a failing file is one line, exit code 2; Ctrl-C is 130."""
     try:
-        sys.exit(main())
+        code = main()
     except (UserError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    leave(code)
+
+
+def leave(code: int | None) -> None:
+    """End the process; one of several ranks without Python's teardown. gloo's threads may hold tensors a moment
+    longer, and to release one needs the interpreter: where that is gone, the process aborts."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
+    sys.exit(code)
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:

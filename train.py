@@ -33,8 +33,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from batches import Batch, Examples, plan_epoch, plan_run, prepare
-from model import (POOLINGS, Decoder, Embedder, Linear, UserError, at_least_float32, copy_lora, length_chunks,
-                   load_adapter, open_safetensors, read_json, replace_file, upload)
+from model import (POOLINGS, Decoder, Embedder, Linear, UserError, at_least_float32, copy_lora, leave,
+                   length_chunks, load_adapter, open_safetensors, read_json, replace_file, upload)
 
 PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L40": 181, "L4": 121,
                "4090": 165, "V100": 112}                  # dense, 16 bits; the first name that fits
@@ -535,4 +535,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

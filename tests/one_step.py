@@ -9,7 +9,7 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train  # noqa: E402
 from batches import Examples, prepare  # noqa: E402
-from model import Embedder  # noqa: E402
+from model import Embedder, leave  # noqa: E402
 
 base, data, queries, tokens, out = sys.argv[1:]
 dist.init_process_group("gloo")
@@ -34,3 +34,4 @@ if rank == 0:
     torch.save((loss, torch.cat([p.grad.flatten() for p in parameters.values()]), vectors), out)
 dist.barrier()                    # nobody tears the connections down while another still needs them
 dist.destroy_process_group()
+leave(0)

@@ -870,6 +870,7 @@ SHARDS = """
 import json, sys
 import torch.distributed as dist
 import evaluate
+from model import leave
 from test_evaluate import HashEmbedder
 args = evaluate.parse_arguments(["m", "--tasks", "data/mini", "--corpus-chunk", "50"])
 dist.init_process_group("gloo")
@@ -878,6 +879,7 @@ result = evaluate.evaluate(evaluate.Encoder(HashEmbedder(), args, tasks), tasks,
 if dist.get_rank() == 0:
     open(sys.argv[1], "w").write(json.dumps(result["tasks"]))
 dist.destroy_process_group()
+leave(0)
 """
 
 
