@@ -8,6 +8,7 @@ run that was stopped goes on with the batches it would have seen, and every rank
 import hashlib
 import json
 import math
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class Examples:
         self.default_prompt, self.skipped = default_prompt, 0
         self.paths, self.shares = zip(*map(split_share, specs))
         self.group_names: dict[str, int] = {}
-        places, keys, owners, positives = [], [], [], []
+        places, keys, owners, positives = (array("q") for _ in range(4))       # 8 bytes a number
         digest = hashlib.blake2b(digest_size=16)
         for file, path in enumerate(self.paths):
             offset = 0
@@ -84,14 +85,14 @@ class Examples:
                     if example:
                         name = example["type"] or path.name
                         group = self.group_names.setdefault(name, len(self.group_names))
-                        places.append((file, offset, group))
+                        places.extend((file, offset, group))
                         keys.append(text_hash(example["prompt"] + "\0" + example["query"]))
-                        owners += [keys[-1]] * len(example["pos"])
-                        positives += [text_hash(text) for text in example["pos"]]
+                        owners.extend([keys[-1]] * len(example["pos"]))
+                        positives.extend(text_hash(text) for text in example["pos"])
                     offset += len(line)
         if not places:
             raise UserError(f"{', '.join(map(str, self.paths))}: no examples")
-        self.files, self.offsets, self.groups = np.array(places, np.int64).T
+        self.files, self.offsets, self.groups = np.array(places, np.int64).reshape(-1, 3).T
         self.keys = np.array(keys, np.int64)
         order = np.argsort(np.array(owners, np.int64), kind="stable")          # sorted, for searchsorted
         self.owners, self.positives = np.array(owners, np.int64)[order], np.array(positives, np.int64)[order]

@@ -35,11 +35,16 @@ class UserError(Exception):
 
 
 def command(main) -> None:
-    """Run a script's `main`: a user's mistake or a failing file is one line, exit code 2; Ctrl-C is 130."""
+    """Run a script's `main`: a user's mistake, a failing file or a full GPU is one line and exit code 2;
+    Ctrl-C is 130."""
     try:
         code = main()
     except (UserError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        code = 2
+    except torch.OutOfMemoryError:
+        print(f"{Path(sys.argv[0]).name}: out of GPU memory: a shorter --max-length, a 16-bit --dtype or "
+              "fewer tokens a chunk take less", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130
@@ -47,8 +52,8 @@ def command(main) -> None:
 
 
 def leave(code: int | None) -> None:
-    """End the process; one of several ranks without Python's teardown. gloo's threads may hold tensors a moment
-    longer, and to release one needs the interpreter: where that is gone, the process aborts."""
+    """End the process; one of several ranks without Python's teardown. gloo's threads may hold tensors a
+    moment longer, and to release one needs the interpreter: where that is gone, the process aborts."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -362,7 +362,11 @@ def lora_size(decoder: Decoder) -> tuple[int, int]:
 
 def start_run(args, examples: Examples, steps: int, rank: int, world: int) -> tuple[Run, int]:
     """The run, ready for its next step, and the number of steps done."""
-    embedder = load_model(args)
+    try:
+        embedder = load_model(args)
+    except torch.OutOfMemoryError:
+        raise UserError(f"{args.base}: the GPU's memory is too small for its weights alone (--dtype bfloat16 "
+                        "halves what float32 takes)") from None
     decoder, device, dtype = embedder.decoder, embedder.device, embedder.decoder.norm.weight.dtype
     projections, trainable = lora_size(decoder)
     parameters = list(decoder.lora_parameters().values())
@@ -377,6 +381,7 @@ def start_run(args, examples: Examples, steps: int, rank: int, world: int) -> tu
     resuming = [False]
     if rank == 0:
         config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "device"}
+        config["base_dtype"] = str(decoder.layers[0].self_attn.q_proj.weight.dtype)[6:]   # or fp8
         resuming = [open_run(args, config | {"data_fingerprint": examples.fingerprint, "world_size": world})]
     if world > 1:
         dist.broadcast_object_list(resuming)

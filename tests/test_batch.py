@@ -206,7 +206,7 @@ def test_the_budget_counts_what_waits_in_batches(go):
 
 @pytest.mark.slow
 def test_kills_at_random_moments_pay_nothing_twice(tmp_path):
-    server, rng, n = BatchServer(slow=0.15, errors=0.05, ready_after=0.3), random.Random(2), 400
+    server, rng, n = BatchServer(slow=0.15, errors=0.05, ready_after=0.3), random.Random(2), 800
     command = [sys.executable, ROOT / "tools/batch.py", "--model", "m", "--n", str(n), "--tasks", "60",
                "--out", tmp_path / "run.jsonl", "--poll", "0.05", "--part-size", "20", "--backoff", "0.01"]
     environment = {**os.environ, "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY}

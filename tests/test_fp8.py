@@ -100,6 +100,18 @@ def test_what_loads_inside_the_context_is_quantised_and_nothing_after(base):
     assert 0.001 < relative(inside.encode(texts), outside.encode(texts)) < 0.3
 
 
+def test_a_run_in_fp8_does_not_go_on_in_another_precision(base, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)      # pytest keeps its own
+    flags = ["--base", str(base), "--data", str(data), "--out", str(tmp_path / "run"), "--device", "cpu",
+             "--batch-size", "8", "--max-length", "16", "--max-steps", "1"]
+    with fp8.loading():
+        assert train.main(flags) == 0
+    assert train.main([*flags, "--resume"]) == 2
+    assert "made with another base_dtype" in capsys.readouterr().err
+    with fp8.loading():
+        assert train.main([*flags, "--resume"]) == 0
+
+
 def test_odd_widths_are_refused(tmp_path, mistral_files):
     config = tiny_config(**{**WIDTHS, "intermediate_size": 100})
     odd = save(random_model(config), tmp_path / "odd", mistral_files)

@@ -501,6 +501,22 @@ def test_no_memory_is_said_with_the_flag_to_lower(here, monkeypatch, capsys):
     assert "lower --tokens-per-chunk (now 4096)" in said and said.count("\n") == 1
 
 
+def test_a_base_too_large_for_the_gpu_is_another_message(here, monkeypatch, capsys):
+    def full(args):
+        raise torch.OutOfMemoryError
+    monkeypatch.setattr(train, "load_model", full)
+    assert here("run")[0] == 2
+    said = capsys.readouterr().err
+    assert "too small for its weights alone" in said and "tokens-per-chunk" not in said and said.count("\n") == 1
+
+
+def test_the_line_of_a_step_tells_the_time_left(capsys):
+    line = dict.fromkeys(("loss", "chance_loss", "accuracy", "spread", "lr", "grad_norm", "tokens_per_second",
+                          "padding"), 0.5)
+    train.show(line | {"step": 3, "seconds": 20.5}, 10)
+    assert "step 3/10" in (said := capsys.readouterr().out) and said.endswith("left 2m23s\n")
+
+
 def test_the_dry_step_has_the_worst_shape():
     shapes, weight = [], torch.ones(1, requires_grad=True)
 
@@ -581,6 +597,37 @@ def test_nan_stops_the_run_and_names_the_batch(base, data, tmp_path):
     assert len(json.loads((tmp_path / "second/bad_batch.json").read_text())["examples"]) == 8
 
 
+def not_a_number(value, vectors):
+    return value * torch.nan
+
+
+def infinite(value, vectors):
+    return value + torch.inf
+
+
+def steep(value, vectors):
+    return value + (vectors.sum() * 0).sqrt()                 # a loss like any other, its gradient is 0 / 0
+
+
+@pytest.mark.parametrize("broken, said", [(not_a_number, "loss nan"), (infinite, "loss inf"),
+                                          (steep, "gradient norm nan")])
+def test_what_is_not_finite_leaves_the_last_good_checkpoint(here, tmp_path, monkeypatch, capsys, broken, said):
+    steps, info_nce = [], train.info_nce
+
+    def third_is_broken(q, d, *more):
+        steps.append(len(steps) + 1)
+        value = info_nce(q, d, *more)
+        return broken(value, q) if len(steps) == 3 else value
+    monkeypatch.setattr(train, "info_nce", third_is_broken)
+    assert here("run", "--max-steps", 3, "--checkpoint-every", 1)[0] == 2
+    err = capsys.readouterr().err
+    assert "step 3: " in err and said in err and err.count("\n") == 1
+    with safe_open(tmp_path / "run/checkpoint.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["state"])["step"] == 2
+    for name in ("checkpoint.safetensors", "adapter_model.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run" / name).values())
+
+
 def test_training_goes_on_from_an_adapter(base, data, tmp_path):
     assert command(base, data, tmp_path / "first").returncode == 0
     done = command(base, data, tmp_path / "second", "--init-adapter", tmp_path / "first", "--lr", "1e-9")
@@ -636,6 +683,29 @@ def test_held_out_examples_are_scored(base, data, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+READ = """
+import re, sys
+from pathlib import Path
+from batches import Examples
+def peak(): return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+before = peak()
+examples = Examples([sys.argv[1]])
+assert examples[len(examples) - 1]["query"] == f"question {len(examples) - 1}"
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_large_file_is_not_held_in_memory(tmp_path):
+    """300 MB of examples; what stays is 48 bytes a line."""
+    with open(tmp_path / "large.jsonl", "w") as file:
+        for i in range(50_000):
+            file.write(json.dumps({"query": f"question {i}", "pos": [f"answer {i}"], "neg": ["x" * 6000]}) + "\n")
+    done = subprocess.run([sys.executable, "-c", READ, tmp_path / "large.jsonl"], cwd=ROOT, capture_output=True,
+                          text=True, check=True)
+    assert int(done.stdout) < 20_000, done.stdout             # kB
+
+
 @pytest.mark.slow
 def test_resume_after_kills_is_bit_identical(base, data, tmp_path):
     """SIGKILL and SIGTERM at random moments, checkpoints at every step so that some fall inside a save."""
@@ -656,7 +726,8 @@ def test_resume_after_kills_is_bit_identical(base, data, tmp_path):
         if process.wait() == 0:
             break
     assert kills >= 8
-    a, b = (load_file(tmp_path / run / "checkpoint.safetensors") for run in ("whole", "cut"))
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    for name in ("checkpoint.safetensors", "adapter_model.safetensors"):
+        a, b = (load_file(tmp_path / run / name) for run in ("whole", "cut"))
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     steps = [json.loads(x)["step"] for x in (tmp_path / "cut/log.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 61))

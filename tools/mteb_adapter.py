@@ -10,11 +10,16 @@ import argparse
 import sys
 from pathlib import Path
 
-import mteb
 import numpy as np
-from mteb.models.model_meta import ModelMeta, ScoringFunction
-from mteb.similarity_functions import cos_sim, pairwise_cos_sim
-from mteb.types import PromptType
+
+try:
+    import mteb
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
+    from mteb.similarity_functions import cos_sim, pairwise_cos_sim
+    from mteb.types import PromptType
+except ImportError as error:
+    print(f"mteb_adapter.py: {error}: `pip install -r requirements-dev.txt`", file=sys.stderr)
+    sys.exit(2)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
 from model import Embedder, UserError, command  # noqa: E402

@@ -12,10 +12,13 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")                                   # draw into files, also where there is no display
-import matplotlib.pyplot as plt  # noqa: E402
+try:
+    import matplotlib
+    matplotlib.use("Agg")                               # draw into files, also where there is no display
+    import matplotlib.pyplot as plt
+except ImportError as error:
+    print(f"plot.py: {error}: `pip install -r requirements-dev.txt`", file=sys.stderr)
+    sys.exit(2)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
 from model import UserError, command, read_json, replace_file  # noqa: E402
