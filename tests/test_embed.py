@@ -1,5 +1,6 @@
 """tools/embed.py as a user runs it: pipes in, vectors and ranked lines out, equal to Embedder's."""
 import json
+import re
 import subprocess
 import sys
 
@@ -50,6 +51,17 @@ def test_encode_to_json_lines_and_to_npy(smollm2, embedder, docs, tmp_path):
     wanted = embedder.encode(LINES, "Find tea", dim=64)
     assert relative(wanted.new_tensor(np.array(stored)), wanted) <= 1e-6
     assert [path.name for path in tmp_path.glob("vectors*")] == ["vectors.npy"]
+
+
+def test_readmes_python_example(smollm2, tmp_path, monkeypatch, capsys):
+    code = re.search(r"```python\n(.*?)```", (TOOLS.parent / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/demo").symlink_to(smollm2, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    lines = [line.split(" ", 1) for line in capsys.readouterr().out.splitlines()]
+    assert {text for _, text in lines} == {LINES[0], LINES[3]}
+    assert 1 >= float(lines[0][0]) >= float(lines[1][0]) >= -1
 
 
 def test_search_ranks_as_the_whole_matrix_would(smollm2, embedder, docs):
