@@ -146,7 +146,7 @@ def test_the_bases_dtype_is_kept_and_mistakes_are_one_line(mistral_files, tmp_pa
     capsys.readouterr()
     strange = save(random_model(tiny_config()), tmp_path / "strange", mistral_files)
     save_file({"stray": torch.ones(1)}, strange / "model.safetensors")
-    for arguments, words in [((tmp_path / "no", tmp_path / "o"), "no such file"),
+    for arguments, words in [((tmp_path / "no", tmp_path / "o"), "no such model folder"),
                              ((base, tmp_path / "out"), "already there"),
                              ((base, tmp_path / "o", "--prompt", "nameless"), "NAME=INSTRUCTION"),
                              ((base, tmp_path / "o", "--max-length", 2), "max_length"),

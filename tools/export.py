@@ -28,7 +28,7 @@ from tokenizers.processors import TemplateProcessing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
 from check_padding import TEXTS  # noqa: E402
-from model import (POOLINGS, Embedder, Linear, UserError, command, find_base, instruct,  # noqa: E402
+from model import (POOLINGS, Embedder, Linear, UserError, command, find_model, instruct,  # noqa: E402
                    open_safetensors, read_json)
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -148,7 +148,7 @@ def export(args) -> None:
         embedder.save_adapter(args.out, getattr(torch, args.dtype or "bfloat16"))
         save_pooling(args.out, embedder)
         return print(f"{args.out}: the adapter in {args.dtype or 'bfloat16'}, for {embedder.base}")
-    base = find_base(args.model) if (args.model / "adapter_config.json").exists() else args.model
+    base, _ = find_model(args.model)
     config = read_json(base / "config.json")
     dtype = args.dtype or stored_dtype(base)
     embedder = Embedder.load(args.model, device="cpu", dtype=dtype, max_length=args.max_length)

@@ -254,7 +254,6 @@ def main() -> None:
         study["rows"][name] = {"what": row.what, "examples": examples, "runs": same}
         collect(study, ROWS)
         llm.write_json(args.out, study)
-        args.out.with_suffix(".md").write_text(table(study), encoding="utf-8")
     args.out.with_suffix(".md").write_text(table(study), encoding="utf-8")
     print(f"\n{table(study)}\n{args.out}, {args.out.with_suffix('.md')}")
     try:
