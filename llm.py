@@ -384,13 +384,13 @@ class Client:
         raise UserError(f"{self.shown} answered {status}: {self.tidy(text)} ({hint})")
 
     def wait(self, failures, headers, everyone):
-        """Sleeps before a retry: as Retry-After says, or twice as long each time; ends when the run
+        """Sleeps before a retry: twice as long each time, after what Retry-After asks; ends when the run
         stops."""
         seconds = min(60, self.args.backoff * 2**failures) * random.uniform(0.5, 1)  # jitter parts the herd
         if (asked := retry_after(headers)) is not None:
             if asked > 600:
                 raise UserError(f"{self.shown} asks to wait {asked:.0f} s: run the same command again then")
-            seconds = max(seconds, asked)
+            seconds += asked
         if everyone:  # a rate limit is the whole client's, so the other threads' next tries wait as well
             self.not_before = max(self.not_before, time.monotonic() + seconds)
         self.run.stop.wait(seconds)
