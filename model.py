@@ -39,7 +39,7 @@ def command(main) -> None:
     Ctrl-C is 130."""
     try:
         code = main()
-    except (UserError, OSError) as error:
+    except (UserError, OSError, SafetensorError) as error:       # the last: save_file on a full disk
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         code = 2
     except torch.OutOfMemoryError:
@@ -105,48 +105,49 @@ class Config:
         """
         raw = read_json(path)
         family = raw.get("model_type")
-        rope = raw.get("rope_parameters") or {}
-        scaling = raw.get("rope_scaling") or rope
+        rope, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
         refused = {
             f"model_type {family!r} (only mistral and llama are)": family not in ("mistral", "llama"),
             "biases": raw.get("attention_bias") or raw.get("mlp_bias"),
-            "scaled RoPE": scaling.get("rope_type", scaling.get("type", "default")) != "default",
+            "scaled RoPE": any(not isinstance(said, dict) or said.get(key, "default") != "default"
+                               for said in (rope, scaling) for key in ("rope_type", "type")),
             "quantised weights": raw.get("quantization_config"),
             f"activation {raw.get('hidden_act')!r}": raw.get("hidden_act", "silu") != "silu",
         }
         for what, found in refused.items():
             if found:
                 raise UserError(f"{path}: {what}: not supported here")
-        try:
-            heads, eos = raw["num_attention_heads"], raw.get("eos_token_id", 2)
-            fields = dict(
-                vocab_size=raw["vocab_size"],
-                hidden_size=raw["hidden_size"],
-                intermediate_size=raw["intermediate_size"],
-                num_hidden_layers=raw["num_hidden_layers"],
-                num_attention_heads=heads,
-                num_key_value_heads=raw.get("num_key_value_heads") or (8 if family == "mistral" else heads),
-                head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-                rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-                rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
-                sliding_window=raw.get("sliding_window", 4096) if family == "mistral" else None,
-                tie_word_embeddings=raw.get("tie_word_embeddings", False),
-                bos_token_id=raw.get("bos_token_id", 1),
-                eos_token_id=eos[0] if isinstance(eos, list) else eos,
-            )
-        except KeyError as error:
-            raise UserError(f"{path}: {error} is missing") from None
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path}: {error}") from None
+        eos = raw.get("eos_token_id", 2)
+        size, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
+        whole = isinstance(size, int) and isinstance(heads, int) and heads      # if not, it is named below
+        fields = dict(
+            vocab_size=raw.get("vocab_size"),
+            hidden_size=size,
+            intermediate_size=raw.get("intermediate_size"),
+            num_hidden_layers=raw.get("num_hidden_layers"),
+            num_attention_heads=heads,
+            num_key_value_heads=raw.get("num_key_value_heads") or (8 if family == "mistral" else heads),
+            head_dim=raw.get("head_dim") or (size // heads if whole else 0),
+            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+            rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10000.0)),
+            sliding_window=raw.get("sliding_window", 4096) if family == "mistral" else None,
+            tie_word_embeddings=raw.get("tie_word_embeddings", False),
+            bos_token_id=raw.get("bos_token_id", 1),
+            eos_token_id=eos[0] if isinstance(eos, list) and eos else eos,
+        )
         unknown = sorted(overrides.keys() - fields.keys())
         if unknown:
             raise UserError(f"{unknown[0]}: no setting of a model; there are {', '.join(fields)}")
-        if "rope_theta" in overrides:
-            overrides["rope_theta"] = float(overrides["rope_theta"])
-        c = cls(**{**fields, **overrides})
-        fits = {name: isinstance(getattr(c, name), kind) for name, kind in cls.__annotations__.items()}
+        fields |= overrides
+        kinds = cls.__annotations__
+        fields = {name: float(value) if kinds[name] is float and isinstance(value, int) else value
+                  for name, value in fields.items()}
+        c = cls(**fields)
+        fits = {name: isinstance(fields[name], kind) for name, kind in kinds.items()}
         if all(fits.values()):
-            fits["num_key_value_heads"] = c.num_attention_heads % c.num_key_value_heads == 0
+            fits = {name: 0 < fields[name] < math.inf for name in kinds if kinds[name] in (int, float)}
+            fits["head_dim"] &= c.head_dim % 2 == 0
+            fits["num_key_value_heads"] &= c.num_attention_heads % (c.num_key_value_heads or 1) == 0
             fits["sliding_window"] = c.sliding_window is None or c.sliding_window > 0
             fits["bos_token_id"] = c.bos_token_id is None or 0 <= c.bos_token_id < c.vocab_size
             fits["eos_token_id"] = 0 <= c.eos_token_id < c.vocab_size
@@ -362,7 +363,10 @@ def load_decoder(folder: Path, device, dtype, **overrides) -> Decoder:
     config = Config.load(folder / "config.json", **overrides)
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise UserError(f"{index}: its weight_map does not map tensors to the names of files")
+        files = [folder / name for name in sorted(set(places.values()))]
     else:
         files = [folder / "model.safetensors"]
     with torch.device("meta"):
@@ -393,7 +397,10 @@ def load_decoder(folder: Path, device, dtype, **overrides) -> Decoder:
 def read_tensor(file: Path, key: str, shape, device, dtype) -> torch.Tensor:
     """One tensor of a mapped file. The map is its own: after a cast, its pages leave memory with it."""
     with open_safetensors(file) as tensors:
-        found = tuple(tensors.get_slice(key).get_shape())
+        stored = tensors.get_slice(key)
+        if stored.get_dtype() not in ("F16", "BF16", "F32", "F64"):
+            raise UserError(f"{file}: tensor {key} is {stored.get_dtype()}: quantised: not supported here")
+        found = tuple(stored.get_shape())
         if found != tuple(shape):
             raise UserError(f"{file}: tensor {key} has shape {found}, wanted {tuple(shape)}")
         return tensors.get_tensor(key).to(device=device, dtype=dtype)
@@ -404,6 +411,7 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
     path = folder / "adapter_config.json"
     raw = read_json(path)
     start = raw.get("init_lora_weights", True)
+    rank, alpha, dropout = raw.get("r"), raw.get("lora_alpha"), raw.get("lora_dropout", 0.0)
     refused = {
         f"peft_type {raw.get('peft_type')!r}": raw.get("peft_type") != "LORA",
         "DoRA": raw.get("use_dora"),
@@ -411,7 +419,9 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
         # PiSSA and its like change the base's own weights at the start
         f"init_lora_weights {start!r}":
             isinstance(start, str) and start not in ("gaussian", "eva", "orthogonal"),
-        **{f"{key!r} missing": key not in raw for key in ("r", "lora_alpha")},
+        f"r {rank!r}": type(rank) is not int or rank < 1,
+        f"lora_alpha {alpha!r}": type(alpha) not in (int, float) or not 0 < alpha < math.inf,
+        f"lora_dropout {dropout!r}": type(dropout) not in (int, float) or not 0 <= dropout < 1,
         **{key: raw.get(key) for key in ("lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern",
                                          "fan_in_fan_out", "layers_to_transform", "layer_replication",
                                          "trainable_token_indices", "target_parameters", "use_qalora",
@@ -431,8 +441,7 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
                 raise UserError(f"{file}: tensor {key} is no LoRA weight of a projection: not supported")
             loaded[match[1]] = tensors.get_tensor(key)
             targets.add(match[2])
-    decoder.add_lora(raw["r"], raw["lora_alpha"], raw.get("lora_dropout", 0.0), tuple(targets),
-                     bool(raw.get("use_rslora")))
+    decoder.add_lora(rank, alpha, dropout, tuple(targets), bool(raw.get("use_rslora")))
     copy_lora(decoder, loaded, file)
 
 
@@ -553,6 +562,10 @@ class Embedder:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:                    # what `tokenizers` raises has no class of its own
             raise UserError(f"{file}: not a readable tokenizer ({error})") from None
+        largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+        if largest >= decoder.config.vocab_size:      # fewer ids than embeddings are usual: rows are padded
+            raise UserError(f"{file}: another model's: it has the id {largest}, the config's vocab_size is "
+                            f"{decoder.config.vocab_size}")
         return cls(decoder, tokenizer, max_length, pooling or "last", str(folder))
 
     def compile(self, wanted: bool | None = None) -> "Embedder":
@@ -561,6 +574,9 @@ class Embedder:
         wanted: None for "where there is a GPU", the scripts' default.
         """
         if self.device.type == "cuda" if wanted is None else wanted:
+            # One graph each for gradients or none, training or not, one row or more, past the window or not:
+            # beyond its default of 8, dynamo falls back to eager with no more than a warning.
+            torch._dynamo.config.recompile_limit = 32
             for block in self.decoder.layers:
                 block.compile(dynamic=True)
         return self
@@ -576,7 +592,12 @@ class Embedder:
         another token is silently bad. `prompt`: the instruction, one for all or one a text, "" for documents.
         """
         prompts = [prompt] * len(texts) if isinstance(prompt, str) else prompt
-        texts = [instruct(p, text) for p, text in zip(prompts, texts, strict=True)]
+        for i, (p, text) in enumerate(zip(prompts, texts, strict=True)):
+            try:
+                (p + text).encode()                   # fails on lone surrogates: bytes once taken for text
+            except (TypeError, UnicodeEncodeError):
+                raise UserError(f"text {i}: no UTF-8 text: {text!r:.50}, prompt {p!r:.50}") from None
+        texts = [instruct(p, text) for p, text in zip(prompts, texts)]
         bos = [] if self.decoder.config.bos_token_id is None else [self.decoder.config.bos_token_id]
         room = self.max_length - len(bos) - 1
         encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -646,7 +667,9 @@ def stored_pooling(folder: Path) -> str | None:
     if not exported.exists():
         return read_json(run).get("pooling") if run.exists() else None
     described = read_json(exported)
-    known = [name for name, mode in POOLINGS.items() if described.get(f"pooling_mode_{mode}")]
+    mode = described.get("pooling_mode")                 # newer files: one name; older ones: a flag for each
+    known = [name for name, old in POOLINGS.items()
+             if mode == old.removesuffix("_tokens") or described.get(f"pooling_mode_{old}")]
     if len(known) != 1:
         raise UserError(f"{exported}: names no pooling that is here: give pooling={' or '.join(POOLINGS)}")
     return known[0]
@@ -654,7 +677,7 @@ def stored_pooling(folder: Path) -> str | None:
 
 def find_base(adapter: Path) -> Path:
     """The base model's folder that an adapter names: as written, or below any folder above the adapter."""
-    name = read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or ""
+    name = str(read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or "")
     for start in (Path(), *adapter.resolve().parents):
         for folder in (start / name, start / "models" / name.rsplit("/", 1)[-1]):
             if name and (folder / "config.json").exists():

@@ -3,6 +3,7 @@
 Tiny random models in float32 on the CPU; a difference is its norm over the reference's norm.
 """
 import json
+import resource
 
 import peft
 import pytest
@@ -15,6 +16,7 @@ from tokenizers.models import BPE
 from transformers.models.mistral import modeling_mistral as hf
 
 import model
+from conftest import complaint
 from model import Config, Embedder, UserError, causal_attention, load_decoder
 from tiny import random_ids, random_model, relative, save, tiny_config
 
@@ -324,8 +326,9 @@ def test_the_published_adapters_config_loads(folder, adapter, embedder):
 
 
 def test_a_base_that_make_built_is_asked_for_by_its_layers(tmp_path):
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "models/no-such-l3"}')
-    refused("`make base`, with the BASE or LAYERS", Embedder.load, tmp_path)
+    for name, words in [("models/no-such-l3", "`make base`, with the BASE or LAYERS"), (5, "BASE=5")]:
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": name}))
+        refused(words, Embedder.load, tmp_path)
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -338,8 +341,11 @@ def test_a_base_that_make_built_is_asked_for_by_its_layers(tmp_path):
     ({"peft_type": "IA3"}, "IA3"),
     ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
     ({"init_lora_weights": "pissa_niter_16"}, "pissa"),
-    ({"r": KeyError}, "'r'"),
+    ({"r": KeyError}, "r None"),
     ({"r": 8}, "shape"),
+    *[({"r": value}, f"r {value!r}") for value in ("4", 0, -1, 4.0)],
+    *[({"lora_alpha": value}, f"lora_alpha {value!r}") for value in ("8", None)],
+    *[({"lora_dropout": value}, f"lora_dropout {value!r}") for value in (None, 2)],
 ])
 def test_adapters_that_would_be_misread_are_refused(folder, adapter, changes, words):
     edit(adapter / "adapter_config.json", **changes)
@@ -440,6 +446,8 @@ def test_tensors_that_do_not_fit_are_named(checkpoint):
         ({**less, name: torch.ones(2, 64)}, f"{name} has shape (2, 64), wanted (112, 64)"),
         ({**tensors, "model.layers.3.mlp.up_proj.weight": torch.ones(1)}, "model.layers.3.mlp.up_proj"),
         ({**tensors, "model.layers.0.self_attn.q_proj.bias": torch.ones(64)}, "q_proj.bias"),
+        ({**less, name: tensors[name].to(torch.int8)}, f"{name} is I8"),
+        ({**less, name: tensors[name].to(torch.float8_e4m3fn)}, f"{name} is F8_E4M3"),
     ]:
         save_file(changed, path / "model.safetensors")
         refused(words, load, path)
@@ -450,14 +458,27 @@ def test_tensors_that_do_not_fit_are_named(checkpoint):
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "scaled RoPE"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "scaled RoPE"),
     ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "scaled RoPE"),
+    ({"rope_scaling": {"rope_type": "default"}, "rope_parameters": {"rope_type": "yarn"}}, "scaled RoPE"),
+    ({"rope_scaling": "linear"}, "scaled RoPE"),
+    ({"rope_parameters": [1]}, "scaled RoPE"),
     ({"attention_bias": True}, "biases"),
     ({"mlp_bias": True}, "biases"),
     ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
     ({"hidden_act": "gelu"}, "gelu"),
     ({"hidden_size": KeyError}, "hidden_size"),
     ({"hidden_size": "64"}, "hidden_size"),
+    ({"hidden_size": "64", "head_dim": KeyError}, "hidden_size cannot be '64'"),
+    ({"intermediate_size": 112.0}, "intermediate_size cannot be 112.0"),
+    ({"num_attention_heads": 0, "head_dim": KeyError}, "num_attention_heads cannot be 0"),
+    ({"num_hidden_layers": -1}, "num_hidden_layers cannot be -1"),
     ({"num_key_value_heads": 3}, "num_key_value_heads"),
+    ({"num_key_value_heads": -2}, "num_key_value_heads cannot be -2"),
+    ({"head_dim": 15}, "head_dim cannot be 15"),
+    ({"rope_theta": 0}, "rope_theta cannot be 0"),
+    ({"rope_theta": -1}, "rope_theta cannot be -1"),
+    ({"rope_theta": None}, "rope_theta cannot be None"),
     ({"eos_token_id": None}, "eos_token_id"),
+    ({"eos_token_id": []}, "eos_token_id cannot be []"),
     ({"bos_token_id": 97}, "bos_token_id"),
 ])
 def test_configs_that_would_be_misread_are_refused(checkpoint, changes, words):
@@ -479,6 +500,9 @@ def test_files_that_cannot_be_read_are_named(folder, checkpoint, tmp_path):
     refused("pickle", load, path)
     (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001.safetensors"}}')
     refused("model-00001.safetensors", load, path)
+    for names in ('["model.safetensors"]', "null", '{"a": 1}'):
+        (path / "model.safetensors.index.json").write_text(f'{{"weight_map": {names}}}')
+        refused("index.json: its weight_map", load, path)
     (path / "config.json").write_text("{")
     refused("config.json", load, path)
     (path / "config.json").write_text("[]")
@@ -487,3 +511,25 @@ def test_files_that_cannot_be_read_are_named(folder, checkpoint, tmp_path):
     for options, words in [({"pooling": "max"}, "pooling"), ({"max_length": 2}, "max_length"),
                            ({"dtype": "float7"}, "float7"), ({"device": "tpu9"}, "tpu9")]:
         refused(words, Embedder.load, folder, **options)
+
+
+def test_a_tokenizer_with_ids_that_the_model_lacks_is_refused(checkpoint):
+    """Here the last id is 97 or 96 beside embeddings 0 to 96; fewer ids than embeddings are usual."""
+    path, _, _ = checkpoint
+    tokenizer = Tokenizer(BPE({f"t{i}": i for i in range(97)}, []))
+    tokenizer.save(str(path / "tokenizer.json"))
+    Embedder.load(path, device="cpu")
+    tokenizer.add_special_tokens(["<pad>"])
+    tokenizer.save(str(path / "tokenizer.json"))
+    refused("the id 97, the config's vocab_size is 97", Embedder.load, path, device="cpu")
+
+
+def test_a_disk_that_fills_under_save_file_is_one_line(checkpoint, tmp_path, capsys):
+    _, tensors, _ = checkpoint
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:                                          # a limit on the size of files stands in for the full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        said = complaint(capsys, lambda _: model.replace_file(tmp_path / "w", lambda p: save_file(tensors, p)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in said and not list(tmp_path.glob("w*"))

@@ -1,6 +1,7 @@
 """Golden token ids: the real Mistral tokenizer against SentencePiece; BOS once, EOS once, after the cut."""
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from model import Embedder
+from model import Embedder, UserError
 from tiny import random_model, save, tiny_config
 
 BOS, EOS = 1, 2
@@ -102,6 +103,14 @@ def test_the_prompt_is_the_papers(embedder, sentencepiece):
     assert embedder.tokenize(["how hot"] * 2, ["", "Find tea"]) == [bare, wanted]
     with pytest.raises(ValueError):
         embedder.tokenize(["a", "b"], ["one prompt"])
+
+
+def test_what_is_no_text_is_named(embedder):
+    for texts, prompt in [(["fine", "caf\udce9"], ""), (["fine", None], "Find tea"), (["fine", b"a"], "")]:
+        with pytest.raises(UserError, match=re.escape(f"text 1: no UTF-8 text: {texts[1]!r}")):
+            embedder.tokenize(texts, prompt)
+    with pytest.raises(UserError, match=r"text 0: .*prompt '\\udcff'$"):
+        embedder.tokenize(["x" * 1000], "\udcff")
 
 
 def test_without_bos_and_with_a_list_of_eos(tmp_path, mistral_files, sentencepiece):
