@@ -274,6 +274,9 @@ def logistic_regression(x: np.ndarray, labels: list, test: np.ndarray) -> list:
     if x.shape[0] < x.shape[1]:
         basis, coordinates = torch.linalg.qr(x.T)        # [d, n], [n, n]
         x, test = coordinates.T, test @ basis
+    # An equal problem, in which the steps are as good for long vectors as for unit ones: x / s and W * s.
+    scale = x.norm(dim=1).mean().clamp_min(1e-12)
+    x, test = x / scale, test / scale
     if len(classes) == 1:
         return [classes[0]] * len(test)
     # Two classes: one weight vector, scored against zero. More: one per class (softmax).
@@ -286,11 +289,12 @@ def logistic_regression(x: np.ndarray, labels: list, test: np.ndarray) -> list:
 
     def loss():
         optimizer.zero_grad()
-        value = F.cross_entropy(logits(x), targets) + weight[:, :-1].square().sum() / (2 * len(x))
+        penalty = weight[:, :-1].square().sum() / (2 * len(x) * scale ** 2)
+        value = F.cross_entropy(logits(x), targets) + penalty
         value.backward()
         return value
 
-    optimizer = torch.optim.LBFGS([weight], max_iter=500, tolerance_grad=1e-5, tolerance_change=1e-10,
+    optimizer = torch.optim.LBFGS([weight], max_iter=500, tolerance_grad=1e-8, tolerance_change=0,
                                   line_search_fn="strong_wolfe")
     optimizer.step(loss)
     with torch.no_grad():

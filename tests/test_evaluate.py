@@ -198,6 +198,17 @@ def test_logistic_regression_agrees_with_scikit_learn(classes):
     assert abs(np.mean(ours) - np.mean(theirs)) <= 0.003
 
 
+@pytest.mark.parametrize("norm", [0.01, 1, 100])
+def test_logistic_regression_runs_to_the_optimum_whatever_the_vectors_norm(norm):
+    """scikit-learn, told to go on until nothing changes, predicts the same."""
+    from sklearn.linear_model import LogisticRegression
+    x, labels = clouds(np.random.default_rng(20), 20, 40, 96, 2.5)
+    x = norm * x.astype(np.float64)
+    wanted = LogisticRegression(solver="newton-cg", tol=1e-7, max_iter=1000).fit(x[:160], labels[:160])
+    found = metrics.logistic_regression(x[:160], labels[:160], x[160:])
+    assert found == wanted.predict(x[160:]).tolist()
+
+
 def test_logistic_regression_with_one_label_predicts_it():
     assert metrics.logistic_regression(np.eye(3, dtype=np.float32), ["x"] * 3, np.eye(3)[:2]) == ["x", "x"]
 
