@@ -383,6 +383,8 @@ def test_miracls_eighteen_languages_are_read_from_one_repository_and_averaged(tm
     file, = mteb_results.write({"m": found}, {"m": "me/m"}, "1", tmp_path / "mteb")
     written = json.loads(file.read_text())
     assert len(written["scores"]["dev"]) == 18 and written["evaluation_time"] == sum(range(18))
+    spoken = {scores["hf_subset"]: scores["languages"] for scores in written["scores"]["dev"]}
+    assert spoken["en"] == ["eng-Latn"] and spoken["ar"] == ["ara-Arab"] and spoken["zh"] == ["zho-Hans"]
 
 
 def test_wrong_names_and_files_get_one_line(tmp_path):
@@ -438,3 +440,41 @@ def test_the_table_holds_mtebs_56_tasks_and_the_published_average():
         assert task["kind"] in evaluate.CATEGORIES and task["prompt"] and task["split"], name
         for part in task.get("parts", {"": task}).values():
             assert "/" in part["hub"] and part["revision"], name
+
+
+OWN_PROMPTS = {  # where the released model was scored with other words than mteb has
+    "CQADupstackRetrieval": "Given a question, retrieve detailed question descriptions from Stackexchange "
+                            "that are duplicates to the given question",
+    "SummEval": "Given a news summary, retrieve other semantically similar summaries",
+}
+OWN_METRICS = {  # MTEB (eng, v1) has the plain mean average precision, and a SummEval that averages p-values
+    "reranking": "map", "summarization": "cosine_spearman_with_p_values",
+}
+
+
+@pytest.mark.slow
+def test_the_table_says_what_mtebs_metadata_says(monkeypatch):
+    """Each of the 201 tasks and parts; the package holds the metadata, so nothing is downloaded."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import mteb
+    for name, task in TABLE["tasks"].items():
+        for part, more in task.get("parts", {"": {}}).items():
+            ours, forum = {**task, **more}, name == "CQADupstackRetrieval"
+            theirs = mteb.get_task(f"CQADupstack{part.capitalize()}Retrieval" if forum else name)
+            described, prompt = theirs.metadata, theirs.metadata.prompt or theirs.abstask_prompt
+            prompt = prompt["query"] if isinstance(prompt, dict) else prompt
+            wanted = {
+                "hub": described.dataset["path"], "revision": described.dataset["revision"],
+                "metric": OWN_METRICS.get(task["kind"], described.main_score),
+                "prompt": OWN_PROMPTS.get(name, prompt),
+                "samples_per_label": getattr(theirs, "samples_per_label", None),
+                "ignore_identical_ids": getattr(theirs, "ignore_identical_ids", False),
+            }
+            found = {"samples_per_label": None, "ignore_identical_ids": False, **ours}
+            assert {key: found[key] for key in wanted} == wanted, (name, part)
+            assert ours["split"] == described.eval_splits[-1], name              # some have validation before
+            assert evaluate.CATEGORIES[ours["kind"]] == described.type, name
+            subset = ours.get("subset", "default")
+            assert subset in described.hf_subsets, (name, part)
+            languages = described.hf_subsets_to_langscripts[subset]
+            assert ours.get("languages", ["eng-Latn"]) == languages, (name, part)

@@ -14,7 +14,6 @@ sys.path.insert(0, str(ROOT))                     # model.py stands one folder u
 from model import UserError, command, read_json  # noqa: E402
 
 COUNTS = ("seconds", "texts", "cut", "skipped", "unknown")
-LANGUAGES = {"en": "eng-Latn", "default": "eng-Latn", "en-en": "eng-Latn"}
 
 
 def task_result(name: str, parts: dict[str, dict], table: dict) -> dict:
@@ -24,7 +23,8 @@ def task_result(name: str, parts: dict[str, dict], table: dict) -> dict:
     for subset, found in parts.items():
         values = {metric: value for metric, value in found.items()
                   if isinstance(value, (int, float)) and metric not in COUNTS}
-        languages = [LANGUAGES.get(subset, "und-Zyyy")]
+        part = task.get("parts", {}).get(subset, {})
+        languages = part.get("languages", ["eng-Latn"] if task else ["und-Zyyy"])        # und: unknown
         scores.append({**values, "hf_subset": subset, "languages": languages})
     holder = next(iter(task["parts"].values())) if "parts" in task else task
     revision = holder.get("revision", "local")
