@@ -78,12 +78,12 @@ class Examples:
                     digest.update(line)
                     try:
                         example = read_example(line, default_prompt) if line.strip() else None
-                    except ValueError as error:
+                    except (ValueError, RecursionError) as error:          # nested too deep
                         if not skip_bad_lines:
                             raise UserError(f"{path}:{number}: {error} (or --skip-bad-lines)") from None
                         self.skipped, example = self.skipped + 1, None
                     if example:
-                        name = example["type"] or path.name
+                        name = example["type"] or str(path)
                         group = self.group_names.setdefault(name, len(self.group_names))
                         places.extend((file, offset, group))
                         keys.append(text_hash(example["prompt"] + "\0" + example["query"]))

@@ -30,15 +30,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from batches import Batch, Examples, plan_epoch, plan_run, prepare
 from model import (POOLINGS, Decoder, Embedder, Linear, UserError, at_least_float32, copy_lora, leave,
                    length_chunks, load_adapter, open_safetensors, read_json, replace_file, upload)
 
-PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L40": 181, "L4": 121,
-               "4090": 165, "V100": 112}                  # dense, 16 bits; the first name that fits
-FREE_FLAGS = ("out", "timeout", "resume", "overwrite", "checkpoint_every", "eval_every", "eval_data", "peak_tflops")
+PEAK_TFLOPS = {"B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989,
+               "A100": 312, "A10G": 70, "A10": 125, "L40S": 362, "L40": 181, "L4": 121, "4090": 165, "3090": 71,
+               "V100": 112, "T4": 65}                     # dense, 16 bits; the first name that fits
+# what a resume may change; of the data it is the content and the shares that must be the same
+FREE_FLAGS = ("out", "timeout", "resume", "overwrite", "checkpoint_every", "eval_every", "eval_data", "peak_tflops",
+              "tokens_per_chunk", "keep_tokens", "activation_checkpointing", "data")
 
 
 def options(argv=None) -> argparse.Namespace:
@@ -49,7 +53,8 @@ def options(argv=None) -> argparse.Namespace:
     add("--data", required=True, action="append", metavar="FILE[:SHARE]",
         help="examples as JSON lines; of a file with a share, that part, drawn anew each epoch; repeatable")
     add("--out", required=True, type=Path, help="folder of the run")
-    add("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
+    add("--resume", action="store_true",
+        help="go on from the checkpoint in --out, if there is one (other chunks: other dropout masks)")
     add("--overwrite", action="store_true",
         help="start anew where --out holds a run; with --resume, only if other flags or data made that run")
     add("--skip-bad-lines", action="store_true", help="count unusable lines, do not stop at the first")
@@ -101,7 +106,7 @@ def options(argv=None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be above 0")
-    for name in ("negatives", "warmup_steps", "max_grad_norm", "weight_decay"):
+    for name in ("negatives", "warmup_steps", "max_grad_norm", "weight_decay", "seed"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 0")
     if not 0 <= args.lora_dropout < 1:
@@ -124,7 +129,8 @@ def info_nce(queries, documents, targets, temperature: float, valid=None, margin
     scores = at_least_float32(queries) @ at_least_float32(documents).T         # [Q, D]
     if margin is not None:
         close = scores.detach() > scores.detach().gather(1, targets[:, None]) + margin
-        valid = ~close if valid is None else valid & ~close                    # a target is never close
+        close.scatter_(1, targets[:, None], False)                             # nor with a margin below 0
+        valid = ~close if valid is None else valid & ~close
     logits = scores / temperature
     if valid is not None:
         logits = logits.masked_fill(~valid, -torch.inf)
@@ -226,7 +232,7 @@ def learning_rate(step: int, steps: int, args) -> float:
 def held_out(embedder: Embedder, examples: Examples, args) -> tuple[float, float]:
     """Mean loss and in-batch accuracy over the held-out batches, without dropout."""
     embedder.decoder.eval()
-    totals = np.zeros(2)
+    totals, visited = np.zeros(2), 0
     for numbers in plan_epoch(examples, args.batch_size, False, 0, 0):
         batch = prepare(examples, numbers, embedder.tokenize, args, 0)
         vectors = torch.empty(batch.texts, embedder.decoder.config.hidden_size, device=embedder.device)
@@ -236,8 +242,9 @@ def held_out(embedder: Embedder, examples: Examples, args) -> tuple[float, float
         targets, valid = torch.arange(batch.queries, device=q.device), batch.valid.to(q.device)
         scores = info_nce(q, d, targets, args.temperature, valid), in_batch_accuracy(q, d, targets, valid)
         totals += np.array([float(score) for score in scores]) * batch.queries
+        visited += batch.queries                          # of a file with a share, a part of its examples
     embedder.decoder.train()
-    return tuple(totals / len(examples))
+    return tuple(totals / visited)
 
 
 # ------------------------------------------------------------------------------------- the run's folder
@@ -291,27 +298,42 @@ def open_run(args, config: dict) -> bool:
     out, going_on = args.out, False
     if (out / "config.json").exists():
         before = read_json(out / "config.json")
-        changed = [key for key in config if key not in FREE_FLAGS and before.get(key) != config[key]]
+        if "data_fingerprint" not in before:
+            raise UserError(f"{out}: a model's folder, not a run's: choose another --out")
+        changed = [key for key, value in config.items()
+                   if key not in FREE_FLAGS and not same_flag(before.get(key), value)]
         going_on = args.resume and not changed
         if not going_on and not args.overwrite:
             why = f"made with another {', '.join(changed)}" if args.resume else "a run is here already"
             raise UserError(f"{out}: {why}: " + ("" if args.resume else "--resume goes on with it, ")
                             + "--overwrite starts anew, or choose another --out")
-        if not going_on:
-            shutil.rmtree(out)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not going_on:                                  # config.json last: until then it can be asked again
+            for path in sorted(out.iterdir(), key=lambda path: path.name == "config.json"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif out.exists() and (not out.is_dir() or any(path.suffix != ".tmp" for path in out.iterdir())):
         raise UserError(f"{out}: not empty and not a run: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     replace_file(out / "config.json", lambda path: path.write_text(json.dumps(config, indent=2)))
     return going_on and (out / "checkpoint.safetensors").exists()
 
 
+def same_flag(before, now) -> bool:
+    """Equal, or the same path in another spelling."""
+    spelled = isinstance(before, str) and isinstance(now, str)
+    return before == now or spelled and Path(before).resolve() == Path(now).resolve()
+
+
 def cut_log(path: Path, step: int) -> None:
     """Drop the log lines past the checkpoint: their steps will be done, and logged, again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        replace_file(path, lambda beside: beside.write_text("".join(kept)))
+    kept = []
+    for line in path.read_text(errors="replace").splitlines(True) if path.exists() else ():
+        try:
+            if not line.endswith("\n") or json.loads(line)["step"] > step:
+                break
+        except (ValueError, TypeError, KeyError):         # torn by a full disk or a kill
+            break
+        kept.append(line)
+    replace_file(path, lambda beside: beside.write_text("".join(kept)))
 
 
 # ---------------------------------------------------------------------------------------------- the run
@@ -324,7 +346,8 @@ def start_ranks(args) -> tuple[int, int]:
         if on_gpu:
             args.device = f"cuda:{os.environ['LOCAL_RANK']}"
             torch.cuda.set_device(args.device)
-            # a lost rank raises where it is waited for; NCCL's own watchdog would abort the process
+            # A lost rank raises where it is waited for; NCCL's own watchdog would abort the process. The price
+            # is that the host waits for each of a step's three sums.
             os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=args.timeout))
     return rank, world
@@ -371,10 +394,15 @@ def start_run(args, examples: Examples, steps: int, rank: int, world: int) -> tu
     projections, trainable = lora_size(decoder)
     parameters = list(decoder.lora_parameters().values())
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
+    for parameter in parameters:                          # now and not after step 1, so that memory counts it
+        optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device),
+                                      "exp_avg": torch.zeros_like(parameter),
+                                      "exp_avg_sq": torch.zeros_like(parameter)}
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     tflops = args.peak_tflops or next(
         (peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", gpu)), 0)
+    tflops *= 2 if decoder.layers[0].self_attn.q_proj.weight.itemsize == 1 else 1      # fp8's rate
     weights = sum(module.weight.numel() for module in decoder.modules() if isinstance(module, Linear))
     run = Run(args, embedder, parameters, optimizer, scaler, rank, world, steps, weights,
               tflops * 1e12 * world)
@@ -382,9 +410,16 @@ def start_run(args, examples: Examples, steps: int, rank: int, world: int) -> tu
     if rank == 0:
         config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "device"}
         config["base_dtype"] = str(decoder.layers[0].self_attn.q_proj.weight.dtype)[6:]   # or fp8
-        resuming = [open_run(args, config | {"data_fingerprint": examples.fingerprint, "world_size": world})]
+        config |= {"data_fingerprint": examples.fingerprint, "data_shares": list(examples.shares),
+                   "world_size": world}
+        try:
+            resuming = [open_run(args, config)]
+        except (UserError, OSError) as error:             # every rank says it and leaves
+            resuming = [str(error)]
     if world > 1:
         dist.broadcast_object_list(resuming)
+    if isinstance(resuming[0], str):
+        raise UserError(resuming[0])
     step = load_checkpoint(run) if resuming[0] else 0
     if rank == 0:
         if step:                                          # a kill may have come between the two files
@@ -405,10 +440,19 @@ def start_run(args, examples: Examples, steps: int, rank: int, world: int) -> tu
 
 
 def dry_step(embedder: Embedder, args) -> None:
-    """As many chunks of the worst shape as may keep their graph, so that memory runs out now or never."""
-    rows = [[0] * args.max_length] * max(1, args.tokens_per_chunk // args.max_length)
-    kept = max(1, (args.keep_tokens or 0) // (len(rows) * args.max_length))
-    sum(embedder.embed(rows).sum() for _ in range(kept)).backward()
+    """The graph of as many tokens as may keep theirs, under a whole batch's loss: what a step holds at most
+    beside the adapter and its moments, so that memory runs out now or never."""
+    chunk = max(args.tokens_per_chunk, args.max_length)   # one long text may be more than --tokens-per-chunk
+    total, left = 0, max(chunk, args.keep_tokens or 0)
+    while left > 0:
+        tokens = min(chunk, left)
+        rows = math.ceil(tokens / args.max_length)
+        total, left = total + embedder.embed([[0] * (tokens // rows)] * rows).sum(), left - tokens
+    Q, texts = args.batch_size, args.batch_size * (2 + args.negatives)
+    vectors = torch.zeros(texts, embedder.decoder.config.hidden_size, device=embedder.device, requires_grad=True)
+    valid = torch.ones(Q, texts - Q, dtype=torch.bool, device=embedder.device)
+    info_nce(vectors[:Q], vectors[Q:], torch.arange(Q, device=embedder.device), args.temperature, valid).backward()
+    total.backward()
 
 
 def bad_batch(out: Path, line: dict, batch: Batch, examples: Examples) -> UserError:
@@ -441,7 +485,7 @@ def batches_ahead(examples: Examples, plan: list, first: int, run: Run):
             yield batch
 
 
-def training_step(run: Run, batch: Batch, step: int, signals: list[int], started: float) -> tuple[dict, bool]:
+def training_step(run: Run, batch: Batch, step: int, signals: list, started: float) -> tuple[dict, bool]:
     """Gradients, their sum over the ranks, one update; step counts from 1. Returns what is logged, and
     whether any rank had a signal: all see the same, so that none leaves the others waiting."""
     args, device, scaler, optimizer = run.args, run.embedder.device, run.scaler, run.optimizer
@@ -482,6 +526,14 @@ def training_step(run: Run, batch: Batch, step: int, signals: list[int], started
     return line, stopping > 0
 
 
+def heed(number: int, signals: list) -> None:
+    """Note a signal. make, torchrun and the terminal may each send it, so a second one at once means nothing;
+    a second Ctrl-C later leaves without a checkpoint."""
+    if signals and number == signal.SIGINT and time.monotonic() - signals[0][1] > 2:
+        sys.exit(128 + number)
+    signals.append((number, time.monotonic()))
+
+
 def train(args) -> int:
     """The whole run; returns the exit code: 0, or 128 + the signal that stopped it after a checkpoint."""
     rank, world = start_ranks(args)
@@ -492,7 +544,7 @@ def train(args) -> int:
     log = open(args.out / "log.jsonl", "a") if rank == 0 else None
     signals, stopping = [], False                         # SIGTERM, SIGINT: finish the step, save, leave
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda n, frame: signals.append(n) if not signals else sys.exit(128 + n))
+        signal.signal(number, lambda number, frame: heed(number, signals))
     batches = batches_ahead(examples, plan[:run.steps], step, run)
     while step < run.steps and not stopping:
         started, step = time.perf_counter(), step + 1
@@ -509,7 +561,7 @@ def train(args) -> int:
             show(line, run.steps)
             if step % args.checkpoint_every == 0 or step == run.steps or stopping:
                 save_checkpoint(run, step)
-    done, number = step == run.steps, (signals or [signal.SIGTERM])[0]     # or another rank's
+    done, number = step == run.steps, signals[0][0] if signals else signal.SIGTERM         # another rank's
     if rank == 0:
         print(f"{args.out}: {step:,} steps done, adapter saved" if done else
               f"stopped by {signal.Signals(number).name} after step {step}: --resume goes on from there")
@@ -524,8 +576,10 @@ def main(argv=None) -> int:
             dist.barrier()                                # leave together, or a late rank sees a lost one
             dist.destroy_process_group()
         return code
-    except UserError as error:
+    except (UserError, OSError, SafetensorError) as error:
         message = str(error)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except torch.OutOfMemoryError:
         message = (f"out of GPU memory: lower --tokens-per-chunk (now {args.tokens_per_chunk}) or "
                    f"--keep-tokens; the batch and its negatives stay the same")

@@ -4,10 +4,13 @@ import contextlib
 import json
 import math
 import os
+import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -198,6 +201,7 @@ def test_margin_masks_what_scores_above_the_positive():
     logits = torch.tensor([0.8, 0.0])
     assert torch.allclose(train.info_nce(q, d, torch.tensor([0]), 1.0, margin=0.1),
                           torch.logsumexp(logits, 0) - 0.8)
+    assert train.info_nce(q, d, torch.tensor([0]), 1.0, margin=-0.9) == 0          # all others go, the target never
 
 
 def test_matryoshka_averages_over_cuts():
@@ -358,7 +362,7 @@ def tell_then_signal(tensors):
     if os.environ["RANK"] == "1" and len(told) == 3:
         os.kill(os.getpid(), signal.SIGTERM)
 train.sum_over_ranks = tell_then_signal
-sys.exit(train.main())
+train.leave(train.main())
 """
 
 
@@ -471,6 +475,39 @@ def test_mfu_counts_what_is_done(here):
         assert line["mfu_useful"] == pytest.approx(4 * weights * line["tokens_per_second"] / 1e9, rel=1e-4)
 
 
+@pytest.mark.parametrize("flags", [("--instruction", "none"), ("--pooling", "mean"), ("--negatives", 0)])
+def test_options_of_the_vectors_reach_them(here, flags):
+    assert here("plain")[1][0]["spread"] != here("changed", *flags)[1][0]["spread"]
+
+
+def test_each_step_and_chunk_draws_its_own_dropout_and_replays_it(here, monkeypatch):
+    keys, seed_chunk = [], train.seed_chunk
+    monkeypatch.setattr(train, "seed_chunk", lambda *key: (keys.append(key), seed_chunk(*key)))
+    assert here("run", "--tokens-per-chunk", 64, "--keep-tokens", 0)[0] == 0
+    first, second = ([key for key in keys if key[1] == step] for step in (0, 1))
+    assert len(keys) == len(first) + len(second) and len(set(first)) > 2
+    assert all(keys.count(key) == 2 for key in keys)
+
+
+def test_the_next_batch_is_read_during_a_step(here, monkeypatch):
+    """The reading of step 2 ends, in its own thread, before step 1 does."""
+    read, prepare = threading.Event(), train.prepare
+
+    def prepare_and_tell(examples, numbers, tokenize, args, step, *more):
+        batch = prepare(examples, numbers, tokenize, args, step, *more)
+        if step == 1:
+            read.set()
+        return batch
+
+    def slow(*args):
+        assert read.wait(20)
+        return step(*args)
+    step = train.training_step
+    monkeypatch.setattr(train, "prepare", prepare_and_tell)
+    monkeypatch.setattr(train, "training_step", slow)
+    assert here("run")[0] == 0
+
+
 @pytest.mark.parametrize("flags", [("--matryoshka", 8, 16), ("--mask-margin", 0.0), ("--temperature", 0.1)])
 def test_options_of_the_loss_reach_it(here, flags):
     plain, changed = here("plain")[1], here("changed", *flags)[1]
@@ -486,10 +523,22 @@ def test_an_adapter_lost_by_a_kill_is_written_again(here, tmp_path):
     assert all(torch.equal(wanted[name], tensor) for name, tensor in load_file(adapter).items())
 
 
-def test_a_run_goes_on_from_another_way_of_writing_its_folder(here, tmp_path, monkeypatch):
+def test_a_run_goes_on_with_the_same_inputs_in_another_spelling(here, base, data, tmp_path, monkeypatch, capsys):
     assert here("run", "--checkpoint-every", 1)[0] == 0
-    monkeypatch.chdir(tmp_path)
-    assert here("run", "--resume", "--out", "run")[0] == 0
+    monkeypatch.chdir(base.parent)
+    data = data.rename(tmp_path / "moved.jsonl")
+    flags = ["--out", str(tmp_path / "run"), "--device", "cpu", "--batch-size", "8", "--max-length", "32",
+             "--max-steps", "2", "--warmup-steps", "0", "--lr", "1e-3", "--resume"]
+    assert train.main([*flags, "--base", base.name, "--data", str(data)]) == 0
+    assert train.main([*flags, "--base", base.name, "--data", f"{data}:0.5"]) == 2
+    assert "another data_shares" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_in_smaller_chunks(here):
+    """What the message about a full GPU advises."""
+    assert here("run", "--max-steps", 3, "--checkpoint-every", 1)[0] == 0
+    code, log = here("run", "--max-steps", 3, "--resume", "--tokens-per-chunk", 40, "--keep-tokens", 0)
+    assert code == 0 and len(log) == 3
 
 
 def test_no_memory_is_said_with_the_flag_to_lower(here, monkeypatch, capsys):
@@ -517,18 +566,20 @@ def test_the_line_of_a_step_tells_the_time_left(capsys):
     assert "step 3/10" in (said := capsys.readouterr().out) and said.endswith("left 2m23s\n")
 
 
-def test_the_dry_step_has_the_worst_shape():
-    shapes, weight = [], torch.ones(1, requires_grad=True)
+@pytest.mark.parametrize("tokens, length, keep, shapes", [
+    (100, 32, 300, [(4, 25)] * 3), (768, 512, None, [(2, 384)]), (100, 512, 700, [(1, 512), (1, 188)])])
+def test_the_dry_step_holds_the_tokens_of_the_worst_one(tokens, length, keep, shapes):
+    found, weight = [], torch.ones(1, requires_grad=True)
 
     class Watched:
+        decoder, device = argparse.Namespace(config=argparse.Namespace(hidden_size=4)), torch.device("cpu")
+
         def embed(self, rows):
-            shapes.append((len(rows), len(rows[0])))
+            found.append((len(rows), len(rows[0])))
             return weight * 2
-    train.dry_step(Watched(), argparse.Namespace(max_length=32, tokens_per_chunk=100, keep_tokens=300))
-    assert shapes == [(3, 32)] * 3 and weight.grad == 6       # three chunks with their graphs at once
-    shapes.clear()
-    train.dry_step(Watched(), argparse.Namespace(max_length=512, tokens_per_chunk=100, keep_tokens=None))
-    assert shapes == [(1, 512)]
+    train.dry_step(Watched(), argparse.Namespace(max_length=length, tokens_per_chunk=tokens, keep_tokens=keep,
+                                                 batch_size=3, negatives=1, temperature=0.02))
+    assert found == shapes and weight.grad == 2 * len(shapes)              # all of them with their graphs at once
 
 
 def test_a_run_moves_lora_and_reloads(base, data, tmp_path):
@@ -556,7 +607,9 @@ def test_resume_after_sigterm_is_bit_identical(base, data, tmp_path):
                                 "--device", "cpu", *map(str, flags)], stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("step 7/"):
-            process.send_signal(signal.SIGTERM)
+            for _ in range(3):                                             # make and torchrun pass them on too
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.01)
     assert process.wait() == 128 + signal.SIGTERM
     done = command(base, data, tmp_path / "cut", *flags, "--resume")
     assert done.returncode == 0, done.stderr
@@ -580,8 +633,61 @@ def test_a_run_is_not_overwritten_unasked(base, data, tmp_path):
     write_lines(data, [record(i) for i in range(16)])
     done = command(base, data, out, "--resume")
     assert done.returncode == 2 and "data_fingerprint" in done.stderr
+    (out / "log.jsonl").unlink()
+    (out / "config.json.tmp").touch()                                      # a kill came while it was written
     done = command(base, data, out, "--resume", "--overwrite")             # what make does when its inputs changed
     assert done.returncode == 0 and (out / "checkpoint.safetensors").read_bytes() != before
+
+
+def test_a_second_interrupt_leaves_at_once_but_not_its_echo(monkeypatch):
+    now, signals = [100.0], []
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+        train.heed(number, signals)
+    now[0] += 5
+    train.heed(signal.SIGTERM, signals)
+    with pytest.raises(SystemExit, match="130"):
+        train.heed(signal.SIGINT, signals)
+    assert [number for number, _ in signals] == [signal.SIGINT] * 2 + [signal.SIGTERM] * 2
+
+
+def test_a_models_folder_is_never_overwritten(base, data, here, tmp_path, capsys):
+    shutil.copytree(base, tmp_path / "precious")
+    assert here("precious", "--overwrite")[0] == 2
+    assert "a model's folder, not a run's" in capsys.readouterr().err
+    assert (tmp_path / "precious/model.safetensors").exists()
+
+
+def test_a_kill_in_a_runs_first_moment_leaves_a_usable_folder(here, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json.tmp").touch()
+    assert here("run", "--resume")[0] == 0
+
+
+def test_a_torn_line_of_the_log_is_cut(here, tmp_path):
+    assert here("run", "--checkpoint-every", 1)[0] == 0
+    log = tmp_path / "run/log.jsonl"
+    lines = log.read_text().splitlines(True)
+    log.write_text(lines[0] + lines[1][:30] + "\n" + lines[1])
+    code, left = here("run", "--resume")
+    assert code == 0 and [line["step"] for line in left] == [1]
+
+
+def test_a_full_disk_is_one_line(base, data, tmp_path):
+    """Files of at most 40 kB: the first checkpoint does not fit."""
+    done = command(base, data, tmp_path / "run", preexec_fn=lambda: resource.setrlimit(
+        resource.RLIMIT_FSIZE, (40_000, 40_000)))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "train.py: " in done.stderr, done.stderr
+    assert not (tmp_path / "run/checkpoint.safetensors").exists()
+
+
+def test_what_one_rank_refuses_all_say(base, data, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/mine.txt").touch()
+    with two_ranks(base, data, tmp_path / "run") as ranks:
+        said = [process.communicate(timeout=60)[1] for process in ranks]
+    assert all("not empty and not a run" in line and line.count("\n") == 1 for line in said), said
+    assert [process.returncode for process in ranks] == [2, 2]
 
 
 def test_nan_stops_the_run_and_names_the_batch(base, data, tmp_path):
@@ -664,7 +770,7 @@ def test_a_run_checks_what_it_trains_before_it_starts(base, data, tmp_path, monk
 @pytest.mark.parametrize("more, complaint", [
     (("--batch-size", 0), "--batch-size 0"), (("--lora-dropout", 1.5), "--lora-dropout"), (("--max-length", 2), "max_length 2"),
     (("--data", "nowhere.jsonl"), "nowhere.jsonl"), (("--init-adapter", "nowhere"), "nowhere"),
-    (("--negatives", -1), "--negatives -1"), (("--matryoshka", 9999), "--matryoshka 9999"),
+    (("--seed", -1), "--seed -1"), (("--out", "/proc/nope"), "/proc/nope"), (("--negatives", -1), "--negatives -1"), (("--matryoshka", 9999), "--matryoshka 9999"),
 ])
 def test_user_errors_are_one_line(base, data, tmp_path, more, complaint):
     done = command(base, data, tmp_path / "run", *more)
@@ -704,6 +810,27 @@ def test_a_large_file_is_not_held_in_memory(tmp_path):
     done = subprocess.run([sys.executable, "-c", READ, tmp_path / "large.jsonl"], cwd=ROOT, capture_output=True,
                           text=True, check=True)
     assert int(done.stdout) < 20_000, done.stdout             # kB
+
+
+def test_the_held_out_loss_is_the_mean_over_what_is_visited(base, data, tmp_path):
+    """By hand, without dropout; of a file with a share, over the part that was drawn."""
+    args = options(base, data, tmp_path, "--lora-dropout", 0.5, "--tokens-per-chunk", 64)
+    embedder = train.load_model(args)
+    for name, parameter in embedder.decoder.lora_parameters().items():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    for spec, visits in ((str(data), 24), (f"{data}:0.25", 6)):
+        examples, args.batch_size, total, hits = Examples([spec]), 24, 0.0, 0.0
+        found = train.held_out(embedder, examples, args)
+        embedder.decoder.eval()
+        for numbers in plan_epoch(examples, 24, False, 0, 0):
+            rows = [examples[i] for i in numbers]
+            q = embedder.encode([row["query"] for row in rows], [row["prompt"] for row in rows])
+            d = embedder.encode([row["pos"][0] for row in rows] + [row["neg"][0] for row in rows])
+            scores = (q @ d.T).double() / 0.02
+            own = scores.diagonal()
+            total += float((scores.logsumexp(1) - own).sum())
+            hits += int((scores.argmax(1) == torch.arange(len(rows))).sum())
+        assert len(rows) == visits and found == pytest.approx((total / visits, hits / visits), rel=1e-4)
 
 
 @pytest.mark.slow
