@@ -574,9 +574,9 @@ class Embedder:
         wanted: None for "where there is a GPU", the scripts' default.
         """
         if self.device.type == "cuda" if wanted is None else wanted:
-            # One graph each for gradients or none, training or not, one row or more, past the window or not:
-            # beyond its default of 8, dynamo falls back to eager with no more than a warning.
-            torch._dynamo.config.recompile_limit = 32
+            # A graph each for gradients or none, training or not, one row or more, every number of windows:
+            # past its default of 8, dynamo runs eagerly with no more than a warning.
+            torch._dynamo.config.recompile_limit = 64
             for block in self.decoder.layers:
                 block.compile(dynamic=True)
         return self

@@ -214,6 +214,24 @@ def test_overrides_for_long_texts(folder, embedder):
         Embedder.load(folder, device="cpu", rope_tetha=1e5)
 
 
+@pytest.mark.slow
+def test_compiled_blocks_do_not_fall_back_to_eager(folder, embedder, monkeypatch):
+    """Evaluation and training, one row and more, one to three windows: 12 graphs, traced but not compiled."""
+    compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block, **kw: compile(block, backend="eager", **kw))
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=8):
+        ours = Embedder.load(folder, device="cpu").compile(True)
+        ours.decoder.add_lora(rank=2)
+        for train in (False, True):
+            ours.decoder.train(train)
+            for rows in (1, 3):
+                for length in (9, 11, 30, 50):
+                    ids = random_ids(rows, length, 32000).tolist()
+                    with torch.set_grad_enabled(train):        # the fresh adapter changes nothing
+                        assert relative(ours.embed(ids), embedder.embed(ids)) <= TOLERANCE
+
+
 # -------------------------------------------------------------------------------------------------- LoRA
 
 @pytest.mark.parametrize("options", [
