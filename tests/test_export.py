@@ -1,6 +1,7 @@
 """tools/export.py: sentence-transformers and transformers give our vectors from the exported folder."""
 import json
 import re
+import resource
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 import export
 from conftest import complaint, run_tool
@@ -130,6 +133,17 @@ def test_other_poolings(pooling, base, tmp_path):
     assert Embedder.load(tmp_path / "small", device="cpu").pooling == pooling
 
 
+@pytest.mark.parametrize("pooling", ["last", "weighted-mean"])
+def test_what_sentence_transformers_saves_again_is_read(pooling, mistral_files, tmp_path):
+    """It names the pooling in another way than its older versions did."""
+    base = save(random_model(tiny_config(vocab_size=32000)), tmp_path / "base", mistral_files)
+    run = make_run(tmp_path / "run", base, pooling)
+    run_export(run, tmp_path / "out", "--max-length", MAX_LENGTH)
+    SentenceTransformer(str(tmp_path / "out"), device="cpu").save_pretrained(str(tmp_path / "again"))
+    ours, again = (Embedder.load(tmp_path / name, device="cpu") for name in ("out", "again"))
+    assert again.pooling == pooling and relative(again.encode(TEXTS), ours.encode(TEXTS)) <= 1e-6
+
+
 def test_a_pooling_that_is_not_here_is_refused(base, tmp_path):
     shutil.copytree(base, tmp_path / "cls")
     export.write_json(tmp_path / "cls" / "1_Pooling" / "config.json", {"pooling_mode_cls_token": True})
@@ -146,13 +160,36 @@ def test_the_bases_dtype_is_kept_and_mistakes_are_one_line(mistral_files, tmp_pa
     capsys.readouterr()
     strange = save(random_model(tiny_config()), tmp_path / "strange", mistral_files)
     save_file({"stray": torch.ones(1)}, strange / "model.safetensors")
+    other = shutil.copytree(base, tmp_path / "other")
+    Tokenizer(BPE({"a": 0}, [])).save(str(other / "tokenizer.json"))
     for arguments, words in [((tmp_path / "no", tmp_path / "o"), "no such model folder"),
                              ((base, tmp_path / "out"), "already there"),
                              ((base, tmp_path / "o", "--prompt", "nameless"), "NAME=INSTRUCTION"),
+                             ((base, tmp_path / "o", "--prompt", "document=Find"), "choose another name"),
                              ((base, tmp_path / "o", "--max-length", 2), "max_length"),
+                             ((base, tmp_path / "o", "--shard-gb", "nan"), "--shard-gb nan"),
+                             ((base, tmp_path / "o", "--shard-gb", 0), "--shard-gb 0"),
+                             ((other, tmp_path / "o"), "tokenizer.json: has no token 1"),
                              ((strange, tmp_path / "o"), "stray")]:
         assert words in complaint(capsys, export.main, *arguments)
-        assert not (tmp_path / "o").exists() and not (tmp_path / "o.tmp").exists()
+        assert not list(tmp_path.glob("o.*")) and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("limit, flags", [(4096, ["--adapter"]), (4096, []), (4_000_000, [])])
+def test_a_full_disk_leaves_nothing_and_takes_nothing(limit, flags, mistral_files, tmp_path, capsys):
+    """A limit on the size of files stands in for it: the adapter, the tokenizer, the weights are too large."""
+    base = save(random_model(tiny_config(vocab_size=32000)), tmp_path / "base", mistral_files)
+    run = make_run(tmp_path / "run", base)
+    (tmp_path / "out.tmp").mkdir()                # a user's own
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        assert "File too large" in complaint(capsys, export.main, run, tmp_path / "out", *flags)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out.tmp", "run"]
+    run_export(run, tmp_path / "out", *flags)
+    assert (tmp_path / "out.tmp").exists() and Embedder.load(tmp_path / "out", device="cpu")
 
 
 def test_an_adapter_alone_in_16_bits_gives_nearly_the_same_vectors(base, tmp_path):

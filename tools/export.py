@@ -17,8 +17,8 @@ What vLLM and TEI need is from their documentation and source; neither is run by
 import argparse
 import json
 import os
-import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -54,7 +54,7 @@ def merged(decoder):
         yield name, weight
 
 
-def save_weights(decoder, out: Path, shard_bytes: int) -> int:
+def save_weights(decoder, out: Path, shard_bytes: float) -> int:
     """Write model.safetensors, or shards with their index as the hub has them; returns the total size.
 
     Only one shard is held in memory.
@@ -90,11 +90,14 @@ def save_tokenizer(base: Path, out: Path, bos: int | None, eos: int, max_length:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     ends = {i: tokenizer.id_to_token(i) for i in (bos, eos) if i is not None}
+    for i, token in ends.items():
+        if token is None:
+            raise UserError(f"{base / 'tokenizer.json'}: has no token {i}, the config's BOS or EOS")
     begin = [] if bos is None else [ends[bos]]
     tokenizer.post_processor = TemplateProcessing(
         single=[*begin, "$A", ends[eos]], pair=[*begin, "$A", ends[eos], *begin, "$B", ends[eos]],
         special_tokens=[(token, i) for i, token in ends.items()])
-    tokenizer.save(str(out / "tokenizer.json"))
+    (out / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": ends[eos], "pad_token": ends[eos],
         "padding_side": "right", "truncation_side": "right", "model_max_length": max_length,
@@ -132,38 +135,48 @@ def write_json(path: Path, value) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def save_model(embedder: Embedder, base: Path, out: Path, dtype: str, prompts, shard_bytes: float) -> int:
+    """Write the merged model with all that its readers need; returns the weights' size."""
+    config, c = read_json(base / "config.json"), embedder.decoder.config
+    config.pop("dtype", None)
+    config |= {"architectures": [f"{config['model_type'].capitalize()}Model"], "torch_dtype": dtype}
+    write_json(out / "config.json", config)
+    save_tokenizer(base, out, c.bos_token_id, c.eos_token_id, embedder.max_length)
+    save_sentence_transformers(out, embedder, prompts)
+    return save_weights(embedder.decoder, out, shard_bytes)
+
+
 def export(args) -> None:
     prompts = {}
     for text in [QUERY, *args.prompt]:
         name, equals, prompt = text.partition("=")
         if not (name and equals and prompt):
             raise UserError(f"--prompt {text!r}: write NAME=INSTRUCTION")
+        if name == "document":
+            raise UserError(f"--prompt {text!r}: documents go without a prompt: choose another name")
         prompts[name] = instruct(prompt, "")
+    if not args.shard_gb > 0:
+        raise UserError(f"--shard-gb {args.shard_gb}: must be above 0")
     if args.out.exists():
         raise UserError(f"{args.out}: already there: remove it, or choose another name")
-    if args.adapter:
-        embedder = Embedder.load(args.model, device="cpu", dtype="float32")
-        if not embedder.decoder.lora:
-            raise UserError(f"{args.model}: has no adapter")
-        embedder.save_adapter(args.out, getattr(torch, args.dtype or "bfloat16"))
-        save_pooling(args.out, embedder)
-        return print(f"{args.out}: the adapter in {args.dtype or 'bfloat16'}, for {embedder.base}")
     base, _ = find_model(args.model)
-    config = read_json(base / "config.json")
-    dtype = args.dtype or stored_dtype(base)
+    dtype = "float32" if args.adapter else args.dtype or stored_dtype(base)
     embedder = Embedder.load(args.model, device="cpu", dtype=dtype, max_length=args.max_length)
-    config.pop("dtype", None)
-    config |= {"architectures": [f"{config['model_type'].capitalize()}Model"], "torch_dtype": dtype}
+    if args.adapter and not embedder.decoder.lora:
+        raise UserError(f"{args.model}: has no adapter")
 
-    beside = args.out.with_name(args.out.name + ".tmp")           # takes its name only when it is whole
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    total = save_weights(embedder.decoder, beside, int(args.shard_gb * 1e9))
-    write_json(beside / "config.json", config)
-    save_tokenizer(base, beside, embedder.decoder.config.bos_token_id, embedder.decoder.config.eos_token_id,
-                   args.max_length)
-    save_sentence_transformers(beside, embedder, prompts)
-    os.rename(beside, args.out)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{args.out.name}.", dir=args.out.parent) as beside:
+        whole = Path(beside) / "whole"                            # takes its name only when it is that
+        whole.mkdir()
+        if args.adapter:
+            embedder.save_adapter(whole, getattr(torch, args.dtype or "bfloat16"))
+            save_pooling(whole, embedder)
+        else:
+            total = save_model(embedder, base, whole, dtype, prompts, args.shard_gb * 1e9)
+        os.rename(whole, args.out)
+    if args.adapter:
+        return print(f"{args.out}: the adapter in {args.dtype or 'bfloat16'}, for {embedder.base}")
     if args.compare:
         merged = Embedder.load(args.out, device="cpu", dtype=dtype, max_length=args.max_length)
         cosines = (merged.encode(TEXTS) * embedder.encode(TEXTS)).sum(1)
