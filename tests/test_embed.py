@@ -1,11 +1,13 @@
 """tools/embed.py as a user runs it: pipes in, vectors and ranked lines out, equal to Embedder's."""
 import json
+import os
 import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 
 import embed as tool
 from conftest import TOOLS, complaint
@@ -18,8 +20,9 @@ LINES = ["Steep the leaves for three minutes.", "", "El té verde se prepara a 8
 
 
 def embed(*arguments, text=b""):
+    """A locale that knows ASCII alone must not matter: texts come and go as UTF-8."""
     return subprocess.run([sys.executable, TOOLS / "embed.py", *map(str, arguments)],
-                          input=text, capture_output=True)
+                          input=text, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,10 @@ def test_mistakes_are_one_line_and_leave_nothing(smollm2, docs, tmp_path, tmp_pa
         (("encode", smollm2, "--out", tmp_path / "v.npy"), b"fine\n\xff\n", ":2: not UTF-8"),
         (("encode", smollm2, "--out", tmp_path / "v.txt"), b"", ".npy"),
         (("encode", smollm2, "--out", tmp_path / "no" / "v.npy"), b"a\n", "No such file"),
-        (("encode", smollm2, "--dim", 9999), b"a\n", "dim 9999"),
+        (("encode", smollm2, "--dim", 9999), b"", "dim 9999"),
+        (("encode", smollm2, "--dim", -5, "--out", tmp_path / "v.npy"), b"", "dim -5"),
+        (("encode", smollm2, "--prompt", "\udcff"), b"a\n", r"prompt '\udcff'"),
+        (("search", smollm2, "--docs", docs, "\udcff"), b"", r"text 0: no UTF-8 text: '\udcff'"),
         (("search", smollm2, "--docs", tmp_path / "none.txt", "q"), b"", "none.txt"),
     ]:
         stdin = tmp_path_factory.mktemp("stdin") / "texts"
@@ -103,3 +109,25 @@ def test_mistakes_are_one_line_and_leave_nothing(smollm2, docs, tmp_path, tmp_pa
         monkeypatch.setattr(sys, "stdin", open(stdin))
         assert words in complaint(capsys, tool.main, *arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["docs.txt"]
+
+
+def test_every_option_reaches_the_embedder(docs, monkeypatch, capsys):
+    said = []
+
+    class Spy:
+        def load(model, **options):
+            said.append((model, options))
+            return Spy()
+
+        def compile(self, wanted):
+            said.append(wanted)
+
+        def encode(self, texts, prompt="", dim=None):
+            said.append((len(texts), prompt, dim))
+            return torch.ones(len(texts), dim)
+
+    monkeypatch.setattr(tool, "Embedder", Spy)
+    tool.main(["search", "m", "--docs", str(docs), "--prompt", "Find tea", "--max-length", "99",
+               "--dim", "7", "--dtype", "float16", "--device", "cuda:1", "--compile", "--at-once", "5", "a", "b"])
+    assert said == [("m", {"device": "cuda:1", "dtype": "float16", "max_length": 99}), True,
+                    (2, "Find tea", 7), (5, "", 7), (3, "", 7)]

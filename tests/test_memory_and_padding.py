@@ -10,7 +10,7 @@ import torch
 import bench_memory
 import check_padding
 import model
-from conftest import TOOLS
+from conftest import TOOLS, complaint
 from tiny import random_model, save, tiny_config
 
 
@@ -33,6 +33,12 @@ def test_a_padding_fault_is_found(folder, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         check_padding.main([str(folder), "--dtypes", "float32"])
     assert stopped.value.code == 1 and "above" in capsys.readouterr().out
+
+
+def test_texts_that_are_not_utf8_are_one_line(folder, tmp_path, capsys):
+    (tmp_path / "texts").write_bytes(b"fine\n\xff\n")
+    said = complaint(capsys, check_padding.main, folder, "--texts", tmp_path / "texts")
+    assert "texts:2: not UTF-8" in said
 
 
 def bench(*arguments):

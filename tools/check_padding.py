@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
+from embed import read_lines  # noqa: E402
 from model import Embedder, UserError, command  # noqa: E402
 
 BOUNDS = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}    # neighbours must not move a vector further
@@ -63,7 +64,10 @@ def main(argv=None):
     there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     parser.add_argument("--devices", nargs="+", choices=there, default=there, help="the first is the reference")
     args = parser.parse_args(argv)
-    texts = args.texts.read_text(encoding="utf-8").splitlines() if args.texts else TEXTS
+    texts = TEXTS
+    if args.texts:
+        with open(args.texts, "rb") as file:
+            texts = list(read_lines(file))
     if not texts:
         raise UserError(f"{args.texts}: no texts")
     if not check(args.model, texts, args.devices, args.dtypes, args.max_length):

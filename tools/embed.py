@@ -57,9 +57,9 @@ def write_npy(path: Path, batches, width: int) -> int:
 
 
 def encode(args, embedder: Embedder) -> None:
+    width = embedder.encode([], dim=args.dim).shape[1]           # --dim is refused before a text comes
     batches = encoded(embedder, read_lines(sys.stdin.buffer), args.prompt or "", args.at_once, args.dim)
     if args.out:
-        width = args.dim or embedder.decoder.config.hidden_size
         rows = []
         replace_file(args.out, lambda path: rows.append(write_npy(path, batches, width)))
         print(f"{args.out}: {rows[0]} vectors of {width} values", file=sys.stderr)
@@ -122,5 +122,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(encoding="utf-8")            # as the texts came in, whatever the locale says
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)       # `| head` ends it quietly
     command(main)
