@@ -37,7 +37,10 @@ def best(rounds: int, **runs) -> dict[str, float]:
 
 def sentence_transformer(folder: str, max_length: int, device):
     """The same weights under sentence-transformers: last token, normalised."""
-    from sentence_transformers import SentenceTransformer, models
+    try:
+        from sentence_transformers import SentenceTransformer, models
+    except ImportError as error:
+        raise UserError(f"{error}: `pip install -r requirements-dev.txt`, or --texts 0") from None
     body = models.Transformer(folder, max_seq_length=max_length)
     body.modality_config.pop("message", None)     # a chat template would wrap every text in a conversation
     body.tokenizer.padding_side = "right"
@@ -126,6 +129,8 @@ def main(argv=None):
     add("--dim", type=int, default=256)
     add("--rounds", type=int, default=3)
     args = parser.parse_args(argv)
+    if args.texts < 0 or args.texts == 1:
+        raise UserError("--texts: 0 (no encoding) or at least 2, of which half are queries")
     if args.texts:
         encoding(args)
     if args.vectors:

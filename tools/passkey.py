@@ -102,6 +102,8 @@ def main(argv=None):
     if min(args.lengths) < 64:
         raise UserError("--lengths: a document needs 64 tokens or more")
     overrides = {"rope_theta": args.rope_theta, "sliding_window": args.sliding_window}
+    if args.rope_theta is not None and not args.rope_theta > 0 or (args.sliding_window or 0) < 0:
+        raise UserError("--rope-theta: above 0; --sliding-window: 0 (none) or a number of tokens")
     overrides = {key: value or None for key, value in overrides.items() if value is not None}
     embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype,
                              max_length=2 * max(args.lengths), **overrides)      # a cut could hide a key
