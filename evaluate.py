@@ -29,6 +29,7 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -99,8 +100,8 @@ def find_tasks(folders: list[str]) -> list[dict]:
             given = {key: value for key, value in read_json(path).items() if value is not None}
             task = {"prompt": "", "split": "test", "samples_per_label": 8, **given, "folder": path.parent}
             for key in ("name", "kind", "prompt", "split", "metric"):
-                if not fits(task.get(key, ""), str):
-                    raise UserError(f"{path}: {key!r} must be a string")
+                if not fits(task.get(key, ""), str) or "\0" in task.get(key, ""):
+                    raise UserError(f"{path}: {key!r} must be a string, without NUL")
             if task.get("kind") not in CATEGORIES or not task.get("name"):
                 raise UserError(f"{path}: needs a name and a kind, one of {', '.join(CATEGORIES)}")
             if not fits(task["samples_per_label"], int) or task["samples_per_label"] < 1:
@@ -114,7 +115,7 @@ def find_tasks(folders: list[str]) -> list[dict]:
 
 
 def fits(value, kind) -> bool:
-    """kind: a type, a list of one for a list, or a tuple of such, any of which will do.
+    """kind: a type, a list of one for a list, or a tuple of such, any of which will do; NaN, infinity: no.
 
     >>> fits(["a", "b"], [str]), fits(["a", 1], (str, [str])), fits([2, 0.5], [(int, float)])
     (True, False, True)
@@ -123,7 +124,7 @@ def fits(value, kind) -> bool:
         return any(fits(value, one) for one in kind)
     if isinstance(kind, list):
         return isinstance(value, list) and all(fits(item, kind[0]) for item in value)
-    return isinstance(value, kind)
+    return isinstance(value, kind) and (not isinstance(value, float) or math.isfinite(value))
 
 
 def read_lines(path: Path):
@@ -143,8 +144,10 @@ def read_rows(path: Path, **kinds):
     for number, line in read_lines(path):
         try:
             row = json.loads(line)
+            if "\\u" in line:                        # half a surrogate pair is JSON, but no text
+                json.dumps(row, ensure_ascii=False).encode()
         except ValueError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error})") from None
+            raise UserError(f"{path}:{number}: not JSON in UTF-8 ({error})") from None
         for key, kind in kinds.items():
             if not isinstance(row, dict) or not fits(row.get(key), kind):
                 raise UserError(f"{path}:{number}: {key!r} is missing or of the wrong type")
@@ -198,13 +201,19 @@ PROBE = [f"{i}. The ferry left the harbour at {i} past seven, a little late, as 
 def bytes_to_embed(task: dict, args) -> int:
     """Size of a task's texts with their instructions; too high, as keys count, and equal texts twice."""
     size, instruction = 0, 0 if args.instruct == "none" else len(task["prompt"].encode())
-    for name in ("corpus", "queries") if task["kind"] == "retrieval" else (task["split"],):
-        path = task["folder"] / f"{name}.jsonl"
-        size += path.stat().st_size if path.exists() else 0          # a missing file gets its line later
-        if instruction and path.exists() and (name != "corpus" or args.instruct == "both"):
+    files = {"retrieval": ("corpus", "queries"), "classification": ("train", task["split"])}
+    for name in files.get(task["kind"], (task["split"],)):
+        path, labels = task["folder"] / f"{name}.jsonl", []
+        part = path.stat().st_size if path.exists() else 0           # a missing file gets its line later
+        sampled = task["kind"] == "classification" and name == "train"
+        if part and (sampled or instruction and (name != "corpus" or args.instruct == "both")):
             for row in read_rows(path):
                 texts = [value for key, value in row.items() if key in TEXTS]
-                size += instruction * sum(len(text) if isinstance(text, list) else 1 for text in texts)
+                part += instruction * sum(len(text) if isinstance(text, list) else 1 for text in texts)
+                labels.append(str(row.get("label")))
+        if labels and sampled:                                       # ten draws of a few rows of each label
+            part *= min(1, 10 * task["samples_per_label"] * len(set(labels)) / len(labels))
+        size += part
     return size
 
 
@@ -222,9 +231,12 @@ class Encoder:
         rate = len("".join(PROBE)) / (time.time() - start) * self.world
         size = sum(bytes_to_embed(task, args) for task in tasks)
         say(f"  {len(tasks)} tasks, {size / 1e6:.1f} MB, at most about {size / rate / 60:.1f} minutes")
-        # What names a model in the cache is what it does: its vectors of the probe, bit for bit.
-        settings = f"{args.max_length} {args.pooling} {args.dtype}".encode()
-        self.identity = hashlib.sha256(settings + probe.numpy().tobytes()).hexdigest()
+        # What names a model in the cache is what it does: its vectors of the probe, bit for bit; and what may
+        # show only in longer or other texts, such as a window, or another tokenizer.
+        settings = f"{args.max_length} {args.pooling} {args.dtype}"
+        if isinstance(embedder, Embedder):
+            settings += f"{embedder.decoder.config}{embedder.tokenizer.to_str()}"
+        self.identity = hashlib.sha256(settings.encode() + probe.numpy().tobytes()).hexdigest()
         self.size = probe.shape[1]
         if max(args.dim) > self.size:
             raise UserError(f"--dim {max(args.dim)}: this model's vectors hold {self.size} values")
@@ -265,10 +277,11 @@ class Encoder:
         """Vectors of one block, from the cache if they lie there, unnormalised: [n, D]."""
         key = hashlib.sha256(json.dumps([self.identity, pairs]).encode()).hexdigest()
         path = (self.args.cache or Path()) / key[:2] / f"{key}.npz"
-        if self.args.cache and path.exists():
-            with np.load(path) as found:
+        vectors = None
+        if self.args.cache:
+            with suppress(Exception), np.load(path) as found:        # absent, or damaged in one of many ways
                 vectors, cut = torch.from_numpy(found["vectors"]), int(found["cut"])
-        else:
+        if vectors is None:
             prompts, texts = map(list, zip(*pairs))
             before = self.embedder.cut
             vectors = self.embedder.encode(texts, prompts, normalize=False,
@@ -339,6 +352,8 @@ def score_classification(task, encoder, args):
     """Ten logistic regressions, each on a few samples per label, each tested on the whole split."""
     train = list(read_rows(task["folder"] / "train.jsonl", text=str, label=LABEL))
     test = read_test(task, text=str, label=LABEL)
+    if len({type(row["label"]) for row in train + test}) > 1:        # 1 is never "1": all would be wrong
+        raise UserError(f"{task['folder']}: labels are numbers in some rows and strings in others")
     samples = metrics.sample_per_label([row["label"] for row in train], task["samples_per_label"])
     used = sorted(set(sum(samples, [])))                             # the training rows that are embedded
     place = {row: i for i, row in enumerate(used)}
@@ -355,9 +370,9 @@ def score_classification(task, encoder, args):
 def score_clustering(task, encoder, args):
     """V-measure of k-means with as many clusters as labels, mean over the sets."""
     found = []
-    for row in read_test(task, sentences=[str], labels=[LABEL]):
+    for row in read_test(task, sentences=[str], labels=([int], [str])):
         sizes = len(row["sentences"]), len(row["labels"])
-        if sizes[0] != sizes[1]:
+        if sizes[0] != sizes[1] or not sizes[0]:
             raise UserError(f"{task['folder']}: {sizes[0]} sentences, {sizes[1]} labels")
         if len(set(row["labels"])) < 2:
             found.append(1.0)                                        # by definition, as in mteb
@@ -481,8 +496,9 @@ def evaluate(encoder: Encoder, tasks: list[dict], args, benchmark=None) -> dict:
         start, texts, cut = time.time(), encoder.texts, encoder.cut
         scores = SCORERS[task["kind"]](task, encoder, args)
         metric = task.get("metric") or next(iter(scores))
-        if metric not in scores:
-            has = f"{task['kind']} has {', '.join(scores)}"
+        has = [name for name, score in scores.items() if isinstance(score, float)]
+        if metric not in has:
+            has = f"{task['kind']} has {', '.join(has)}"
             raise UserError(f"{task['folder']}/task.json: metric {metric!r}; {has}")
         scores = {"main_score": scores[metric], **scores}
         scores = {name: score if score == score else None for name, score in scores.items()}        # not nan
@@ -586,6 +602,10 @@ def main(argv=None):
         args.cache = Path(scratch.name)
     for model in args.models:                        # what is not there is missed now, not after an hour
         find_model(model)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        if args.out.is_dir():
+            raise UserError(f"--out {args.out}: a folder; name a file in it")
     results = {}
     for model, name in zip(args.models, args.names):
         say(f"{name}: {model}")
@@ -598,7 +618,6 @@ def main(argv=None):
             suffix, result["bytes_per_vector"] = encoder.variant()
             results[name + suffix] = result
         if args.out and rank_and_world()[0] == 0:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
             replace_file(args.out, lambda path: path.write_text(json.dumps(results, indent=1)))
     say("")
     print_table(results, benchmark)

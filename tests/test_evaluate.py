@@ -377,11 +377,53 @@ def test_a_rerun_takes_its_vectors_from_the_cache(tmp_path):
     assert other.calls == first.calls
 
 
+def identity(*flags, embedder=None) -> str:
+    return evaluate.Encoder(embedder or HashEmbedder(), evaluate.parse_arguments(["m", *flags]), []).identity
+
+
+def test_models_that_differ_only_past_the_probe_share_no_vectors(smollm2, monkeypatch):
+    monkeypatch.setattr(evaluate, "PROBE", evaluate.PROBE[:1])
+    names = [identity(embedder=Embedder.load(smollm2, device="cpu", sliding_window=window))
+             for window in (None, None, 400)]
+    other = Embedder.load(smollm2, device="cpu")
+    other.tokenizer.add_tokens(["zzyzx"])
+    assert names[0] == names[1] and len({*names, identity(embedder=other)}) == 3
+
+
+@pytest.mark.parametrize("flags", [["--max-length", "33"], ["--pooling", "mean"], ["--dtype", "float16"]])
+def test_flags_that_change_vectors_are_in_the_caches_name(flags):
+    assert identity(*flags) != identity() == identity("--batch-tokens", "99")
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\3\4 cut", b"\x80 no archive"])
+def test_a_damaged_cache_file_is_made_anew(damage, tmp_path):
+    flags = MINI / "STS", "--cache", tmp_path
+    first, calls = run(*flags), []
+    for content in (damage, None):
+        for path in tmp_path.rglob("*.npz") if content is not None else ():
+            path.write_bytes(content)
+        embedder = HashEmbedder()
+        assert run(*flags, embedder=embedder)["tasks"] == first["tasks"]
+        calls.append(embedder.calls)
+    assert calls[0] > calls[1] == 2                                  # the probe's
+
+
 def test_the_estimate_counts_instructions(tmp_path, capsys):
     rows = [{"sentence1": f"a{i}", "sentence2": "b", "score": i} for i in range(500)]
     write_task(tmp_path / "S", {"kind": "sts", "prompt": "p" * 2000}, test=rows)
     for flags, size in ((), "2.0"), (("--instruct", "none"), "0.0"):
         run(tmp_path, *flags)
+        assert f"1 tasks, {size} MB, at most about " in capsys.readouterr().out
+
+
+def test_the_estimate_counts_the_training_rows_that_are_drawn(tmp_path, capsys):
+    """At most ten times 8 rows of each label: here 160 of 100,000, and 20 of 20, with 10 kB a row."""
+    test = [{"text": "a", "label": 0}]
+    for train, size in ([{"text": "b", "label": i % 2} for i in range(100_000)], "1.6"), (
+                        [{"text": "b", "label": i % 2} for i in range(20)], "0.2"):
+        task = write_task(tmp_path / "C", {"kind": "classification", "prompt": "p" * 10_000},
+                          test=test, train=train)
+        evaluate.Encoder(HashEmbedder(), evaluate.parse_arguments(["m"]), evaluate.find_tasks([str(task)]))
         assert f"1 tasks, {size} MB, at most about " in capsys.readouterr().out
 
 
@@ -442,6 +484,24 @@ STS_ROW = '{"sentence1": "a", "sentence2": "b", "score": 1}\n'
         ({"kind": "sts"}, {"test": STS_ROW + "[1]\n"}, "test.jsonl:2: 'sentence1' is missing"),
         ({"kind": "sts"}, {"test": "\n"}, "test.jsonl: empty"),
         ({"kind": "sts", "metric": "f1"}, {"test": STS_ROW * 3}, "metric 'f1'; sts has cosine_spearman"),
+        ({"kind": "summarization", "metric": "skipped"}, {"test": [{
+            "human_summaries": ["a"], "machine_summaries": ["b", "c"], "relevance": [1, 2]}] * 2},
+         "metric 'skipped'; summarization has cosine_spearman, cosine_spearman_with_p_values$"),
+        ({"kind": "clustering", "metric": "v_measures"}, {"test": [{"sentences": ["a"], "labels": [1]}]},
+         "metric 'v_measures'; clustering has v_measure$"),
+        ({"kind": "sts", "split": "a\0b"}, {"test": STS_ROW}, "task.json: 'split' must be a string"),
+        ({"kind": "sts"}, {"test": STS_ROW + STS_ROW.replace(": 1", ": NaN")}, "test.jsonl:2: 'score' is"),
+        ({"kind": "sts"}, {"test": STS_ROW.replace(": 1", ": -Infinity")}, "test.jsonl:1: 'score' is"),
+        ({"kind": "sts"}, {"test": STS_ROW + STS_ROW.replace('"a"', '"a\\ud800"')},
+         "test.jsonl:2: not JSON in UTF-8 .*surrogates"),
+        ({"kind": "summarization"}, {"test": [{
+            "human_summaries": ["a"], "machine_summaries": ["b", "c"], "relevance": [1, math.inf]}]},
+         "test.jsonl:1: 'relevance' is"),
+        ({"kind": "classification"}, {"test": [{"text": "a", "label": "1"}],
+                                      "train": [{"text": "a", "label": 1}, {"text": "b", "label": 2}]},
+         "labels are numbers in some rows and strings in others"),
+        ({"kind": "clustering"}, {"test": [{"sentences": [], "labels": []}]}, "0 sentences, 0 labels"),
+        ({"kind": "clustering"}, {"test": [{"sentences": ["a", "b"], "labels": [1, "1"]}]}, "'labels' is"),
         ({"kind": "poetry"}, {}, "needs a name and a kind"),
         (
             {"kind": "reranking"},
@@ -592,6 +652,46 @@ def test_the_command_prints_one_line_and_exits_with_2():
 def test_a_model_that_is_not_there_is_missed_before_any_is_scored(smollm2, capsys):
     assert "no/such/model: no such model folder" in complaint(
         capsys, evaluate.main, smollm2, "no/such/model", "--tasks", MINI)
+
+
+def test_results_that_cannot_be_written_are_refused_before_anything_is_scored(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for out, said in (tmp_path, f"--out {tmp_path}: a folder"), (tmp_path / "file" / "x.json", "file"):
+        assert said in complaint(capsys, evaluate.main, tmp_path, "--tasks", MINI, "--out", out)
+
+
+def test_flags_reach_the_model_and_the_search_and_queries_stay_whole(tmp_path, monkeypatch):
+    loaded, chunks, searched, stored = [], set(), [], 0
+
+    class Spy(HashEmbedder):
+        def encode(self, texts, prompt="", tokens_per_chunk=None, **flags):
+            chunks.add(tokens_per_chunk)
+            return super().encode(texts, prompt, **flags)
+
+    def search(queries, documents, k, binary, search=metrics.search):
+        searched.append((queries, binary))
+        return search(queries, documents, k, binary)
+
+    def quantize(vectors, how, quantize=metrics.quantize):
+        nonlocal stored
+        stored += len(vectors)
+        return quantize(vectors, how)
+
+    monkeypatch.setattr(Embedder, "load", lambda path, **flags: loaded.append(flags) or Spy())
+    monkeypatch.setattr(metrics, "search", search)
+    monkeypatch.setattr(metrics, "quantize", quantize)
+    write_task(tmp_path / "R", {"kind": "retrieval"}, qrels="q\td1\t1\nr\td2\t1\n",
+               corpus=[{"_id": f"d{i}", "text": f"{i}"} for i in range(9)],
+               queries=[{"_id": "q", "text": "one"}, {"_id": "r", "text": "two"}])
+    write_task(tmp_path / "K", {"kind": "reranking"},
+               test=[{"query": ["x", "y"], "positive": ["x"], "negative": ["y", "z"]}])
+    evaluate.main([str(tmp_path), "--tasks", str(tmp_path), "--device", "cpu", "--dtype", "float16",
+                   "--pooling", "mean", "--max-length", "33", "--batch-tokens", "77", "--quantize", "binary"])
+    assert loaded == [{"device": "cpu", "dtype": "float16", "max_length": 33, "pooling": "mean"}]
+    assert chunks == {None, 77}                                      # None: the probe
+    (queries, binary), = searched
+    assert binary and len(queries) == 2 and (queries.abs() != 1).all()
+    assert stored == 9 + 3                                           # documents; no query
 
 
 @pytest.mark.parametrize("flags, said", [
@@ -878,19 +978,19 @@ def test_a_retrieval_task_needs_no_more_memory_for_a_larger_corpus(tmp_path):
 
 
 SHARDS = """
-import json, sys
-import torch.distributed as dist
+import json, os, sys
 import evaluate
-from model import leave
-from test_evaluate import HashEmbedder
-args = evaluate.parse_arguments(["m", "--tasks", "data/mini", "--corpus-chunk", "50"])
-dist.init_process_group("gloo")
-tasks = evaluate.find_tasks(args.tasks)
-result = evaluate.evaluate(evaluate.Encoder(HashEmbedder(), args, tasks), tasks, args)
-if dist.get_rank() == 0:
-    open(sys.argv[1], "w").write(json.dumps(result["tasks"]))
-dist.destroy_process_group()
-leave(0)
+from model import command
+from test_evaluate import Recorder
+spy = Recorder()
+evaluate.Embedder.load = lambda *_, **__: spy
+evaluate.BLOCK = 16                               # enough blocks for both
+def main():
+    evaluate.main()
+    mine = [pair for pair in spy.seen if pair[1] not in evaluate.PROBE]
+    with open(f"{sys.argv[-1]}.{os.environ.get('RANK', 0)}", "w") as file:
+        json.dump(mine, file)
+command(main)
 """
 
 
@@ -904,27 +1004,24 @@ def test_a_corpus_smaller_than_a_chunk_is_shared_too(monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one(tmp_path):
+def test_two_processes_score_as_one_and_share_its_work(tmp_path):
+    """evaluate.py's own main under torchrun: the same --out, and no text embedded by both ranks."""
     (tmp_path / "shards.py").write_text(SHARDS)
-    path = f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tools'}"
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            "2",
-            tmp_path / "shards.py",
-            tmp_path / "out.json",
-        ],
-        cwd=ROOT,
-        env=environment,
-        check=True,
-        timeout=300,
-    )
-    assert json.loads((tmp_path / "out.json").read_text()) == run(MINI)["tasks"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tools'}",
+                   "OMP_NUM_THREADS": "1"}
+    flags = [tmp_path / "shards.py", tmp_path, "--tasks", MINI, "--device", "cpu", "--corpus-chunk", "50",
+             "--out"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for launcher, out in ([], "one"), (torchrun, "two"):
+        subprocess.run([sys.executable, *launcher, *flags, tmp_path / out], cwd=ROOT, env=environment,
+                       check=True, timeout=300)
+    one, two = (json.loads((tmp_path / out).read_text())[tmp_path.name] for out in ("one", "two"))
+    for details in (one["details"], two["details"]):
+        for scores in details.values():
+            del scores["seconds"]
+    assert one == two
+    whole, *halves = (json.loads((tmp_path / name).read_text()) for name in ("one.0", "two.0", "two.1"))
+    assert sorted(sum(halves, [])) == sorted(whole) and min(map(len, halves)) > len(whole) / 3
 
 
 # -------------------------------------------------------------------------------------------- tools
@@ -979,9 +1076,39 @@ def test_passkeys_accuracies_are_printed_and_written(smollm2, tmp_path, capsys):
     assert capsys.readouterr().out.count("by luck 33.3") == 2
 
 
+def test_passkeys_model_is_changed_as_asked_and_facts_and_answers_stand_anywhere(tmp_path, monkeypatch):
+    loaded, asked, depths = [], [], []
+
+    class Words:
+        """Each word is a token; vectors mean nothing here."""
+
+        def tokenize(self, texts):
+            return [text.split() for text in texts]
+
+        def encode(self, texts, prompt=""):
+            asked.extend(text for text in texts if prompt)
+            depths.extend(text.index("'s pass key") / len(text) for text in texts if not prompt)
+            return torch.ones(len(texts), 1)
+
+    monkeypatch.setattr(Embedder, "load", lambda path, **flags: loaded.append(flags) or Words())
+    flags = ["--lengths", "700", "--queries", "9", "--candidates", "30", "--rope-theta", "1e5"]
+    for window in ([], ["--sliding-window", "0"], ["--sliding-window", "9"]):
+        passkey.main(["m", *flags, *window])
+    assert [flags.pop("max_length") for flags in loaded] == [1400] * 3           # no key is cut off
+    assert [{key: value for key, value in flags.items() if key not in ("device", "dtype")}
+            for flags in loaded] == [{"rope_theta": 1e5}, {"rope_theta": 1e5, "sliding_window": None},
+                                     {"rope_theta": 1e5, "sliding_window": 9}]
+    assert min(depths) < 0.2 and max(depths) > 0.8
+    names = random.Random("0 700").sample([f"{first} {last}" for first in passkey.FIRST
+                                           for last in passkey.LAST], 30)
+    gold = [names.index(re.search("for (.*)[?]", question)[1]) for question in asked[:9]]
+    assert gold != sorted(gold) and max(gold) > 15
+
+
 @pytest.mark.parametrize("flags, said", [
     (["--candidates", 201], "--candidates: at most 200"), (["--queries", 0], "--queries: at most as many"),
-    (["--lengths", 8], "needs 64 tokens"), ([], "no/such/model: no such model folder")])
+    (["--lengths", 8], "needs 64 tokens"), (["--rope-theta", 0], "--rope-theta: above 0"),
+    (["--sliding-window", -1], "--sliding-window: 0 (none)"), ([], "no/such/model: no such model folder")])
 def test_passkeys_mistakes_get_one_line(flags, said, capsys):
     assert said in complaint(capsys, passkey.main, "no/such/model", *flags)
 
@@ -990,6 +1117,13 @@ def test_our_search_finds_what_numpy_finds(capsys):
     bench_eval.main(["no model", "--texts", "0", "--vectors", "20000", "--dim", "16", "--rounds", "1"])
     printed = capsys.readouterr().out
     assert re.search(r"numpy +\d.* same documents 100.0 %", printed), printed
+
+
+def test_a_comparison_that_cannot_be_made_gets_one_line(smollm2, monkeypatch, capsys):
+    assert "--texts: 0 (no encoding) or at least 2" in complaint(capsys, bench_eval.main, "m", "--texts", 1)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    assert "`pip install -r requirements-dev.txt`" in complaint(
+        capsys, bench_eval.main, smollm2, "--texts", 2)
 
 
 @pytest.mark.slow
