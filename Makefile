@@ -41,7 +41,8 @@ TRAIN_paper :=
 # --keep-tokens covers its whole batch, so that each text is embedded once: memory is no concern here.
 TRAIN_demo  := --batch-size 16 --max-length 64 --lr 1.5e-3 --warmup-steps 20 --lora-dropout 0 --both-sides \
                --batches homogeneous --epochs 3 --max-steps $(if $(filter float32,$(DTYPE)),70,140) \
-               --dtype $(DTYPE) --tokens-per-chunk 2048 --keep-tokens 16384 --overwrite
+               --dtype $(DTYPE) --tokens-per-chunk 2048 --keep-tokens 16384 \
+               $(if $(filter demo,$(RUN)),--overwrite)
 EVAL_paper   =
 EVAL_demo    = --dtype $(DTYPE) $(if $(FROM_HUB),,--max-length 96)
 

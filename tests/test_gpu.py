@@ -4,10 +4,12 @@ GPU_TESTS_ON=cpu runs the same tests without one (minutes: the compiler is slow)
 They need no package beyond the run-time ones and pytest: `pytest --noconftest -m gpu tests/test_gpu.py`.
 """
 import os
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import bench_gpu
 import fp8
@@ -79,8 +81,8 @@ def test_texts_beyond_the_window_are_as_on_the_cpu(base, compiled):
     assert relative(found, wanted) < 1e-4 < relative(load(base).encode(texts()), wanted)
 
 
-def gradient(embedder, base, keep_tokens, seed=0, wait=True):
-    """One cached-gradient step -> (loss, gradient, difference between the passes), or nothing."""
+def gradient(embedder, base, keep_tokens, seed=0):
+    """One cached-gradient step -> (loss, gradient, difference between the passes)."""
     examples = Examples([str(base / "examples.jsonl")])
     args = train.options(["--base", str(base), "--data", str(base / "examples.jsonl"), "--out", "unused"])
     batch = prepare(examples, np.arange(8), embedder.tokenize, args, step=0)
@@ -92,7 +94,7 @@ def gradient(embedder, base, keep_tokens, seed=0, wait=True):
     loss, _, _, drift = train.cached_gradients(
         embedder.embed, batch, lambda v: train.info_nce(v[:8], v[8:], targets, 0.02, valid), 512,
         keep_tokens, (seed,))
-    return wait and (loss.item(), torch.cat([p.grad.flatten() for p in parameters]), drift.item())
+    return loss.item(), torch.cat([p.grad.flatten() for p in parameters]), drift.item()
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -109,15 +111,54 @@ def test_dropout_masks_replay_in_the_second_pass(base, dtype, limit, compiled):
     assert relative(once, kept) < 0.1
 
 
+def begin(base, out, *flags):
+    """A run of four steps that is ready for the first -> (run, its batches)."""
+    args = train.options(["--base", str(base), "--data", str(base / "examples.jsonl"), "--out", str(out), *flags,
+                          "--device", DEVICE, "--batch-size", "6", "--max-length", "128", "--max-steps", "4"])
+    examples = Examples(args.data)
+    run, _ = train.start_run(args, examples, 4, 0, 1)
+    return run, train.batches_ahead(examples, train.plan_run(examples, args), 0, run)
+
+
 @pytest.mark.skipif(DEVICE == "cpu", reason="a CPU has nobody to wait for")
-def test_a_step_never_waits_for_the_gpu(base):
-    embedder = load(base, "bfloat16", compiled=True, dropout=0.1)
-    gradient(embedder, base, keep_tokens=0, wait=False)                # compiles
-    torch.cuda.set_sync_debug_mode("error")
+def test_a_step_waits_for_the_gpu_once(base, tmp_path):
+    run, batches = begin(base, tmp_path / "run", "--dtype", "bfloat16", "--keep-tokens", "0")
+    train.training_step(run, next(batches), 1, [], 0.0)                # compiles
+    batch = next(batches)
+    torch.cuda.set_sync_debug_mode("warn")
     try:
-        gradient(embedder, base, keep_tokens=0, wait=False)
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            train.training_step(run, batch, 2, [], 0.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    waits = [str(wait.message) for wait in waits if "synchroniz" in str(wait.message)]
+    assert len(waits) == 1, waits                                      # for the log's figures
+
+
+@pytest.mark.parametrize("flags", [("--dtype", "bfloat16"), ("--dtype", "float16"),
+                                   ("--dtype", "float32", "--activation-checkpointing", "--compile")])
+def test_a_run_that_stops_goes_on(base, tmp_path, monkeypatch, flags):
+    """On a GPU sums come in any order, so nearly the same adapter; a CPU's is the same (tests/test_train.py)."""
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)  # pytest keeps its own
+    dry, step, dry_step = [], train.training_step, train.dry_step
+    monkeypatch.setattr(train, "dry_step", lambda *a: (dry.append(1), dry_step(*a)))
+    line = ["--base", str(base), "--data", str(base / "examples.jsonl"), *flags, "--device", DEVICE, "--lr", "1e-3",
+            "--batch-size", "6", "--max-length", "128", "--max-steps", "4", "--checkpoint-every", "2", "--resume"]
+
+    def third_is_stopped(run, batch, number, *more):
+        if number == 3:
+            raise KeyboardInterrupt
+        return step(run, batch, number, *more)
+    assert train.main([*line, "--out", str(tmp_path / "whole")]) == 0
+    monkeypatch.setattr(train, "training_step", third_is_stopped)
+    assert train.main([*line, "--out", str(tmp_path / "cut")]) == 130
+    monkeypatch.setattr(train, "training_step", step)
+    assert train.main([*line, "--out", str(tmp_path / "cut")]) == 0
+    whole, cut = (torch.cat([t.flatten() for t in load_file(tmp_path / run / "adapter_model.safetensors").values()])
+                  for run in ("whole", "cut"))
+    assert whole.isfinite().all() and relative(cut, whole) < 1e-2
+    assert len(dry) == (3 if DEVICE == "cuda" else 0)
 
 
 @torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)         # it would go on, uncompiled

@@ -134,11 +134,13 @@ def test_instructions_of_the_paper_stay_and_others_give_way(tmp_path):
     path, count = tmp_path / "nli.jsonl", public_data.Counter()
     wanted = ["first", "second"]
     lines = [{"query": "q", "pos": "p", "prompt": p} for p in ("second", "other", None, "first")]
-    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"query": "q", "pos": []}]))
+    lines[0]["neg"] = "n"
+    odd = [{"query": "q", "pos": []}, {"query": 5, "pos": ["p"]}, {"query": "q", "pos": [None]}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *odd]))
     found = list(public_data.examples([path], wanted, count))
     assert [row["prompt"] for row in found] == ["second", "second", "first", "first"]
-    assert found[0] == {"prompt": "second", "query": "q", "pos": ["p"], "neg": []}
-    assert count == {"other instruction": 1, "without text": 1, "examples": 4}
+    assert found[0] == {"prompt": "second", "query": "q", "pos": ["p"], "neg": ["n"]}
+    assert count == {"other instruction": 1, "without text": 3, "examples": 4}
 
 
 def test_names_are_claimed_by_one_set_or_none():

@@ -10,7 +10,7 @@
 # tokenizers, safetensors, requests, pytest; for the step `peer` transformers, peft, sentence-transformers and
 # datasets. What the machine lacks may lie in gpu-packages/ (pip install --no-deps --target).
 # Each step has its own time limit and leaves $OUT/NAME.json or NAME.log; $OUT/summary.json tells exit codes
-# and seconds (124: out of time).
+# and seconds (137: out of time; a milder signal would let train.py finish its step beside the next one).
 set -u
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -47,7 +47,7 @@ step() {    # NAME SECONDS COMMAND...: run it, keep its output, note how it ende
     shift 2
     case " ${STEPS:-$name} " in *" $name "*) ;; *) return ;; esac
     echo "==> $name: at most $limit s"
-    timeout -k 10 "$limit" "$@" > "$OUT/$name.log" 2>&1
+    timeout -s KILL "$limit" "$@" > "$OUT/$name.log" 2>&1
     code=$?
     [ $code -eq 0 ] || failed=1
     tail -n 4 "$OUT/$name.log"

@@ -10,7 +10,7 @@ row's "neg". The best-ranked are often unlabelled positives: hence the window an
 with another, smaller embedder (mE5-base); so may you.
 
 Vectors of the corpus lie in a temporary file on the disk (4 * D bytes a text), texts stay in their files:
-memory holds one chunk of queries and of the corpus, and 20 bytes a text.
+memory holds one chunk of queries and of the corpus, and some 200 bytes a text while these are counted.
 """
 import argparse
 import json

@@ -48,11 +48,12 @@ def examples(files: list[Path], instructions: list[str], count: Counter):
     for file in files:
         for row in read(file, ""):
             try:
-                query, positives, negatives = row["query"], row["pos"], row.get("neg") or []
+                query, *lists = row["query"], row["pos"], row.get("neg")
             except (KeyError, TypeError):
                 raise UserError(f"{file.name}: a row has no query and pos, but {', '.join(row)}") from None
-            positives = [positives] if isinstance(positives, str) else list(positives or [])
-            if not (query or "").strip() or not any(text.strip() for text in positives):
+            positives, negatives = ([texts] if isinstance(texts, str) else list(texts or ()) for texts in lists)
+            texts = [query, *positives, *negatives]
+            if not all(isinstance(text, str) for text in texts) or not (query.strip() and "".join(positives).strip()):
                 count["without text"] += 1
                 continue
             prompt = row.get("prompt")
@@ -61,7 +62,7 @@ def examples(files: list[Path], instructions: list[str], count: Counter):
                 prompt = instructions[number % len(instructions)]
             number += 1
             # no "type": train.py's homogeneous batches then go by file, which is by set
-            yield {"prompt": prompt, "query": query, "pos": positives, "neg": list(negatives)}
+            yield {"prompt": prompt, "query": query, "pos": positives, "neg": negatives}
     count["examples"] = number
 
 
