@@ -523,6 +523,14 @@ def test_an_adapter_lost_by_a_kill_is_written_again(here, tmp_path):
     assert all(torch.equal(wanted[name], tensor) for name, tensor in load_file(adapter).items())
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name(here, tmp_path, monkeypatch):
+    calls, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (calls.append("fsync"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append(Path(b).name), replace(a, b)))
+    assert here("run")[0] == 0
+    assert calls[calls.index("checkpoint.safetensors") - 1] == "fsync"
+
+
 def test_a_run_goes_on_with_the_same_inputs_in_another_spelling(here, base, data, tmp_path, monkeypatch, capsys):
     assert here("run", "--checkpoint-every", 1)[0] == 0
     monkeypatch.chdir(base.parent)

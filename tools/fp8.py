@@ -167,6 +167,8 @@ def main(argv=None):
             return train.main(rest)
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
+    if args.queries < 1:
+        raise UserError(f"--queries {args.queries}: at least 1")
     m = measure(args.base, args.data, args.queries, args.max_length, args.dtype,
                 "cpu" if args.emulate else "cuda")
     print(f"{m['queries']} queries, {m['texts']} texts: fp8 moves vectors by {m['vectors']:.1e} and LoRA "
