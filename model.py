@@ -562,8 +562,9 @@ class Embedder:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:                    # what `tokenizers` raises has no class of its own
             raise UserError(f"{file}: not a readable tokenizer ({error})") from None
-        largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
-        if largest >= decoder.config.vocab_size:      # fewer ids than embeddings are usual: rows are padded
+        # Fewer ids than embeddings are usual, rows being padded; an added <pad> past them comes out of no text.
+        largest = max(tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
+        if largest >= decoder.config.vocab_size:
             raise UserError(f"{file}: another model's: it has the id {largest}, the config's vocab_size is "
                             f"{decoder.config.vocab_size}")
         return cls(decoder, tokenizer, max_length, pooling or "last", str(folder))
