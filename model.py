@@ -592,6 +592,8 @@ class Embedder:
         We append EOS ourselves, after the cut: most tokenizer files add BOS at best, and a vector read at
         another token is silently bad. `prompt`: the instruction, one for all or one a text, "" for documents.
         """
+        if isinstance(texts, str):
+            raise TypeError("texts: a list of texts; write [text] for one")      # not one vector a character
         prompts = [prompt] * len(texts) if isinstance(prompt, str) else prompt
         for i, (p, text) in enumerate(zip(prompts, texts, strict=True)):
             try:

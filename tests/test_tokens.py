@@ -111,6 +111,8 @@ def test_what_is_no_text_is_named(embedder):
             embedder.tokenize(texts, prompt)
     with pytest.raises(UserError, match=r"text 0: .*prompt '\\udcff'$"):
         embedder.tokenize(["x" * 1000], "\udcff")
+    with pytest.raises(TypeError, match="a list of texts"):
+        embedder.encode("one text")
 
 
 def test_without_bos_and_with_a_list_of_eos(tmp_path, mistral_files, sentencepiece):
