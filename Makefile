@@ -55,6 +55,9 @@ FOLDERS := $(if $(filter $(BENCHMARKS),$(TASKS)),data/mteb --benchmark $(TASKS),
 else
 FOLDERS := $(TASKS)
 endif
+# A finished run with a name of its own is scored as it is, whatever it was trained on, beside its own base.
+KEPT    := $(if $(filter demo,$(RUN)),,$(wildcard runs/$(RUN)/.finished))
+SCORED   = $(or $(if $(KEPT),$(shell sed -n 's/^ *"base": "\(.*\)",$$/\1/p' runs/$(RUN)/config.json 2>/dev/null)),$(MODEL))
 EMPTY   :=
 RESULTS := results/$(RUN)$(if $(filter-out data/mini,$(TASKS)),-$(subst $(EMPTY) ,-,$(notdir $(TASKS:%/=%)))).json
 
@@ -122,16 +125,16 @@ runs/$(RUN)/.finished: $(FILES) $(MODEL)/config.json train.py batches.py model.p
 	@touch $@
 
 # With other flags the file holds other scores, so it is made again.
-$(RESULTS): runs/$(RUN)/.finished evaluate.py metrics.py model.py $(if $(EVAL_FLAGS),always) \
+$(RESULTS): $(if $(KEPT),$(wildcard runs/$(RUN)/adapter_model.safetensors),runs/$(RUN)/.finished) evaluate.py metrics.py model.py $(if $(EVAL_FLAGS),always) \
 		$(wildcard $(TASKS:%=%/*) $(TASKS:%=%/*/*) $(TASKS:%=%/*/*/*))
 ifdef FROM_HUB
-	@echo "==> eval: $(TASKS) from the hub into data/mteb, then $(MODEL) and runs/$(RUN) on them"
+	@echo "==> eval: $(TASKS) from the hub into data/mteb, then $(SCORED) and runs/$(RUN) on them"
 	@$(PIP) install pyarrow==26.0.1
 	$(PY) tools/hub.py $(TASKS) --out data/mteb
 else
-	@echo "==> eval: $(MODEL) and runs/$(RUN) on $(TASKS): about a minute for each on 2 cores"
+	@echo "==> eval: $(SCORED) and runs/$(RUN) on $(TASKS): about a minute for each on 2 cores"
 endif
-	$(PY) evaluate.py $(MODEL) runs/$(RUN) --names base trained --tasks $(FOLDERS) --out $@ \
+	$(PY) evaluate.py $(SCORED) runs/$(RUN) --names base trained --tasks $(FOLDERS) --out $@ \
 		$(EVAL_$(PRESET)) $(EVAL_FLAGS)
 
 test: $(VENV)/.installed-dev  ## the tests that fit in 8 minutes

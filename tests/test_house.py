@@ -1,6 +1,8 @@
 """What README promises of the whole: few packages, one direction of imports, a help that lists every target."""
 import ast
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +66,21 @@ def test_readmes_study_is_what_reproduce_wrote():
 def test_make_runs_what_readme_says(goal, wanted):
     done = subprocess.run(["make", "-nB", *goal], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and wanted in done.stdout, done.stdout + done.stderr
+
+
+def test_make_scores_a_finished_run_without_its_training_flags(tmp_path):
+    """Neither is it trained anew with the demo's, nor is the demo's base set beside it."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    made = [".venv/.installed", "requirements.txt", "runs/big/.finished", "data/mini/t/task.json", "evaluate.py",
+            "train.py", "batches.py", "metrics.py", "model.py", "generate.py", "llm.py", "data/recorded.jsonl.gz"]
+    for path in (tmp_path / name for name in made):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    config = {"base": "models/Mistral-7B-v0.1", "data": ["a.jsonl"]}
+    (tmp_path / "runs/big/config.json").write_text(json.dumps(config, indent=2))
+    done = subprocess.run(["make", "-n", "eval", "RUN=big"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "train.py" not in done.stdout, done.stdout + done.stderr
+    assert "evaluate.py models/Mistral-7B-v0.1 runs/big --names base trained" in done.stdout
 
 
 def test_files_that_readme_names_are_here():
