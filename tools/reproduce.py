@@ -63,6 +63,8 @@ ROWS = {
     "mean-pooling": Row("train", "synthetic, mean pooling", flags="--pooling mean"),
     "weighted-mean-pooling": Row("train", "synthetic, weighted-mean pooling",
                                  flags="--pooling weighted-mean"),
+    "both-weighted-mean": Row("train", "synthetic and public, weighted-mean pooling", "both",
+                              flags="--pooling weighted-mean"),
     "rank-8": Row("train", "synthetic, LoRA rank 8", flags="--lora-rank 8"),
     "rank-32": Row("train", "synthetic, LoRA rank 32", flags="--lora-rank 32"),
     "no-instruction": Row("train", "synthetic, no instruction", flags="--instruction none",
