@@ -689,6 +689,7 @@ def test_a_full_disk_is_one_line(base, data, tmp_path):
     assert not (tmp_path / "run/checkpoint.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_what_one_rank_refuses_all_say(base, data, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/mine.txt").touch()
