@@ -394,13 +394,18 @@ def load_decoder(folder: Path, device, dtype, **overrides) -> Decoder:
     return decoder.requires_grad_(False).eval()
 
 
+def unquantised(tensors, key: str, file: Path):
+    """A tensor of an open file, not read yet; integers and 8-bit floats would need their scales."""
+    stored = tensors.get_slice(key)
+    if stored.get_dtype() not in ("F16", "BF16", "F32", "F64"):
+        raise UserError(f"{file}: tensor {key} is {stored.get_dtype()}: quantised: not supported here")
+    return stored
+
+
 def read_tensor(file: Path, key: str, shape, device, dtype) -> torch.Tensor:
     """One tensor of a mapped file. The map is its own: after a cast, its pages leave memory with it."""
     with open_safetensors(file) as tensors:
-        stored = tensors.get_slice(key)
-        if stored.get_dtype() not in ("F16", "BF16", "F32", "F64"):
-            raise UserError(f"{file}: tensor {key} is {stored.get_dtype()}: quantised: not supported here")
-        found = tuple(stored.get_shape())
+        found = tuple(unquantised(tensors, key, file).get_shape())
         if found != tuple(shape):
             raise UserError(f"{file}: tensor {key} has shape {found}, wanted {tuple(shape)}")
         return tensors.get_tensor(key).to(device=device, dtype=dtype)
@@ -439,7 +444,7 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
             match = pattern.fullmatch(key)
             if not match or match[2] not in PROJECTIONS:
                 raise UserError(f"{file}: tensor {key} is no LoRA weight of a projection: not supported")
-            loaded[match[1]] = tensors.get_tensor(key)
+            loaded[match[1]] = unquantised(tensors, key, file)[:]
             targets.add(match[2])
     decoder.add_lora(rank, alpha, dropout, tuple(targets), bool(raw.get("use_rslora")))
     copy_lora(decoder, loaded, file)

@@ -378,6 +378,7 @@ def test_adapter_files_that_do_not_fit_are_refused(folder, adapter):
         ({**tensors, one.replace("q_proj", "norm").replace("down_proj", "norm"): torch.ones(1)}, "norm"),
         ({**tensors, one.replace("layers.0", "layers.9"): torch.ones(1)}, "layers.9"),
         ({key: value for key, value in tensors.items() if key != one}, "layers.0"),
+        ({**tensors, one: tensors[one].to(torch.int8)}, f"{one} is I8"),
     ]:
         save_file(changed, file)
         refused(words, Embedder.load, folder, adapter=adapter, device="cpu")
