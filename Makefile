@@ -58,6 +58,7 @@ endif
 # A finished run with a name of its own is scored as it is, whatever it was trained on, beside its own base.
 KEPT    := $(if $(filter demo,$(RUN)),,$(wildcard runs/$(RUN)/.finished))
 SCORED   = $(or $(if $(KEPT),$(shell sed -n 's/^ *"base": "\(.*\)",$$/\1/p' runs/$(RUN)/config.json 2>/dev/null)),$(MODEL))
+TRAINED := $(if $(KEPT),$(wildcard runs/$(RUN)/adapter_model.safetensors),runs/$(RUN)/.finished)
 EMPTY   :=
 RESULTS := results/$(RUN)$(if $(filter-out data/mini,$(TASKS)),-$(subst $(EMPTY) ,-,$(notdir $(TASKS:%/=%)))).json
 
@@ -125,7 +126,7 @@ runs/$(RUN)/.finished: $(FILES) $(MODEL)/config.json train.py batches.py model.p
 	@touch $@
 
 # With other flags the file holds other scores, so it is made again.
-$(RESULTS): $(if $(KEPT),$(wildcard runs/$(RUN)/adapter_model.safetensors),runs/$(RUN)/.finished) evaluate.py metrics.py model.py $(if $(EVAL_FLAGS),always) \
+$(RESULTS): $(TRAINED) evaluate.py metrics.py model.py $(if $(EVAL_FLAGS),always) \
 		$(wildcard $(TASKS:%=%/*) $(TASKS:%=%/*/*) $(TASKS:%=%/*/*/*))
 ifdef FROM_HUB
 	@echo "==> eval: $(TASKS) from the hub into data/mteb, then $(SCORED) and runs/$(RUN) on them"

@@ -99,7 +99,7 @@ def options(argv=None) -> argparse.Namespace:
     add("--checkpoint-every", type=int, default=50, metavar="STEPS")
     add("--eval-data", type=Path, help="held-out examples, scored every --eval-every steps")
     add("--eval-every", type=int, default=50, metavar="STEPS")
-    add("--peak-tflops", type=float, help="the GPU's dense peak, for MFU (default: by its name)")
+    add("--peak-tflops", type=float, help="the GPU's dense peak in 16 bits, for MFU (default: by its name)")
     args = parser.parse_args(argv)
     for name in ("batch_size", "temperature", "epochs", "max_steps", "lr", "lora_rank", "tokens_per_chunk",
                  "checkpoint_every", "eval_every"):
@@ -286,9 +286,8 @@ def load_checkpoint(run: Run) -> int:
         raise UserError(f"{path}: not a checkpoint of train.py")
     copy_lora(run.embedder.decoder, {n: t for n, t in tensors.items() if "/" not in n}, path)
     for name, parameter in run.embedder.decoder.lora_parameters().items():
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            # step is a CPU scalar, or a device one for the fused kernel: as Adam's own loader puts it
-            run.optimizer.state[parameter][key] = tensors[f"{name}/{key}"].to(parameter.device)
+        for key, value in run.optimizer.state[parameter].items():
+            value.copy_(tensors[f"{name}/{key}"])
     run.scaler.load_state_dict(state["scaler"])
     return state["step"]
 
@@ -301,7 +300,7 @@ def open_run(args, config: dict) -> bool:
         if "data_fingerprint" not in before:
             raise UserError(f"{out}: a model's folder, not a run's: choose another --out")
         changed = [key for key, value in config.items()
-                   if key not in FREE_FLAGS and not same_flag(before.get(key), value)]
+                   if key not in FREE_FLAGS and spelled_out(key, before.get(key)) != spelled_out(key, value)]
         going_on = args.resume and not changed
         if not going_on and not args.overwrite:
             why = f"made with another {', '.join(changed)}" if args.resume else "a run is here already"
@@ -317,16 +316,17 @@ def open_run(args, config: dict) -> bool:
     return going_on and (out / "checkpoint.safetensors").exists()
 
 
-def same_flag(before, now) -> bool:
-    """Equal, or the same path in another spelling."""
-    spelled = isinstance(before, str) and isinstance(now, str)
-    return before == now or spelled and Path(before).resolve() == Path(now).resolve()
+def spelled_out(key: str, value):
+    """A flag's value; of a folder the one spelling that all others mean."""
+    return Path(value).resolve() if value and key in ("base", "init_adapter") else value
 
 
 def cut_log(path: Path, step: int) -> None:
     """Drop the log lines past the checkpoint: their steps will be done, and logged, again."""
+    if not path.exists():
+        return
     kept = []
-    for line in path.read_text(errors="replace").splitlines(True) if path.exists() else ():
+    for line in path.read_text(errors="replace").splitlines(True):
         try:
             if not line.endswith("\n") or json.loads(line)["step"] > step:
                 break
@@ -391,6 +391,7 @@ def start_run(args, examples: Examples, steps: int, rank: int, world: int) -> tu
         raise UserError(f"{args.base}: the GPU's memory is too small for its weights alone (--dtype bfloat16 "
                         "halves what float32 takes)") from None
     decoder, device, dtype = embedder.decoder, embedder.device, embedder.decoder.norm.weight.dtype
+    base_dtype = decoder.layers[0].self_attn.q_proj.weight.dtype               # dtype, or fp8
     projections, trainable = lora_size(decoder)
     parameters = list(decoder.lora_parameters().values())
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
@@ -402,16 +403,15 @@ def start_run(args, examples: Examples, steps: int, rank: int, world: int) -> tu
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     tflops = args.peak_tflops or next(
         (peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", gpu)), 0)
-    tflops *= 2 if decoder.layers[0].self_attn.q_proj.weight.itemsize == 1 else 1      # fp8's rate
+    tflops *= 2 if base_dtype.itemsize == 1 else 1        # fp8's rate
     weights = sum(module.weight.numel() for module in decoder.modules() if isinstance(module, Linear))
     run = Run(args, embedder, parameters, optimizer, scaler, rank, world, steps, weights,
               tflops * 1e12 * world)
     resuming = [False]
     if rank == 0:
         config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "device"}
-        config["base_dtype"] = str(decoder.layers[0].self_attn.q_proj.weight.dtype)[6:]   # or fp8
-        config |= {"data_fingerprint": examples.fingerprint, "data_shares": list(examples.shares),
-                   "world_size": world}
+        config |= {"base_dtype": str(base_dtype)[6:], "data_fingerprint": examples.fingerprint,
+                   "data_shares": list(examples.shares), "world_size": world}
         try:
             resuming = [open_run(args, config)]
         except (UserError, OSError) as error:             # every rank says it and leaves
@@ -451,7 +451,8 @@ def dry_step(embedder: Embedder, args) -> None:
     Q, texts = args.batch_size, args.batch_size * (2 + args.negatives)
     vectors = torch.zeros(texts, embedder.decoder.config.hidden_size, device=embedder.device, requires_grad=True)
     valid = torch.ones(Q, texts - Q, dtype=torch.bool, device=embedder.device)
-    info_nce(vectors[:Q], vectors[Q:], torch.arange(Q, device=embedder.device), args.temperature, valid).backward()
+    targets = torch.arange(Q, device=embedder.device)
+    info_nce(vectors[:Q], vectors[Q:], targets, args.temperature, valid).backward()
     total.backward()
 
 

@@ -538,6 +538,8 @@ def test_a_run_goes_on_with_the_same_inputs_in_another_spelling(here, base, data
     flags = ["--out", str(tmp_path / "run"), "--device", "cpu", "--batch-size", "8", "--max-length", "32",
              "--max-steps", "2", "--warmup-steps", "0", "--lr", "1e-3", "--resume"]
     assert train.main([*flags, "--base", base.name, "--data", str(data)]) == 0
+    assert train.main([*flags, "--base", base.name, "--data", str(data), "--prompt", "."]) == 2      # no path
+    assert "another prompt" in capsys.readouterr().err
     assert train.main([*flags, "--base", base.name, "--data", f"{data}:0.5"]) == 2
     assert "another data_shares" in capsys.readouterr().err
 
