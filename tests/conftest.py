@@ -14,7 +14,16 @@ from model import command
 # A shell's background job ignores Ctrl-C, and so would every process that these tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
+TESTS = Path(__file__).resolve().parent
+TOOLS = TESTS.parent / "tools"
+
+
+def pytest_collection_modifyitems(items):
+    """tests/slow/ and tests/gpu/ are marked as what they are named."""
+    for item in items:
+        for name in ("slow", "gpu"):
+            if TESTS / name in item.path.parents:
+                item.add_marker(name)
 
 
 def run_tool(name: str, *args) -> subprocess.CompletedProcess:

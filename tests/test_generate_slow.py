@@ -87,7 +87,7 @@ def test_kills_at_random_moments_lose_and_double_nothing(tmp_path):
         tmp_path / "run.jsonl",
     ]
     with Process(
-        ROOT / "tests/fault_server.py",
+        ROOT / "tests/support/fault_server.py",
         "--delay",
         0.03,
         "--log",
@@ -140,7 +140,7 @@ def test_ten_thousand_requests_through_all_faults(tmp_path):
     )
     log = tmp_path / "billed"
     with Process(
-        ROOT / "tests/fault_server.py",
+        ROOT / "tests/support/fault_server.py",
         "--log",
         log,
         *(word for name, share in faults.items() for word in ("--fault", f"{name}={share}")),
@@ -285,7 +285,7 @@ def test_the_parser_properties_at_length():
 def test_ctrl_c_at_random_moments_takes_in_what_is_under_way(tmp_path):
     rng, log = random.Random(3), tmp_path / "billed"
     flags = ["--model", "m", "--n", 100_000, "--tasks", 8, "--concurrency", 8, "--out", tmp_path / "run.jsonl"]
-    with Process(ROOT / "tests/fault_server.py", "--delay", 0.3, "--log", log) as port:
+    with Process(ROOT / "tests/support/fault_server.py", "--delay", 0.3, "--log", log) as port:
         for _ in range(20):
             process = start(f"http://127.0.0.1:{port}/v1", *flags)
             before = len(log.read_text()) if log.exists() else 0

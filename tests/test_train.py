@@ -343,7 +343,7 @@ def test_ranks_give_the_gradient_of_one(base, data, tmp_path, queries, tokens, r
     for world in (1, ranks):
         out = tmp_path / f"{world}.pt"
         done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world),
-                               ROOT / "tests/one_step.py", base, data, str(queries), str(tokens), out],
+                               ROOT / "tests/support/one_step.py", base, data, str(queries), str(tokens), out],
                               capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr
         results.append(torch.load(out))

@@ -26,7 +26,7 @@ def main():
     parser.add_argument("--n", type=int, default=5000, help="example requests")
     parser.add_argument("--concurrency", type=int, default=16)
     args = parser.parse_args()
-    server = subprocess.Popen([sys.executable, ROOT / "tests/fault_server.py"], stdout=subprocess.PIPE,
+    server = subprocess.Popen([sys.executable, ROOT / "tests/support/fault_server.py"], stdout=subprocess.PIPE,
                               text=True)
     try:
         port = server.stdout.readline().strip()

@@ -1,6 +1,6 @@
 """A local OpenAI-compatible server with faults on demand, for the tests of generate.py.
 
-    python tests/fault_server.py [--fault NAME=SHARE ...] [--log FILE] [--delay SECONDS]    # prints its port
+    python tests/support/fault_server.py [--fault NAME=SHARE ...] [--log FILE] [--delay SECONDS]    # prints its port
 
 It answers with valid examples of the type asked for; --fault breaks a share of the answers. Each answer that
 leaves whole, and would be billed, is one line in --log: the sha256 of its user message.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import train  # noqa: E402
 from batches import Examples, prepare  # noqa: E402
 from model import Embedder, leave  # noqa: E402

@@ -1,0 +1,112 @@
+"""plumbing/errors.py: how a script refuses. One line on stderr that says what, where and the way out; exit code 2.
+
+A lesson guards itself with `check` alone, and `Parser` makes the same one line of every bad flag. `command` is the
+one place that prints an error and ends the process. The bounds of a flag are its type:
+
+    add("--lr", type=positive(float))        add("--seed", type=at_least_0(int))        add("--share", type=share)
+
+Nothing here imports torch, so that a script without a model starts at once.
+"""
+import argparse
+import math
+import os
+import sys
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A user's mistake, as one line that says how to mend it."""
+
+
+def check(condition, message: str) -> None:
+    """Raise UserError(message) unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
+# ------------------------------------------------------------------------------------------------- flags
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose complaints are UserErrors and so one line like all others."""
+
+    def error(self, message):
+        raise UserError(f"{message} (--help lists all flags)")
+
+
+def bounded(kind, allowed, rule: str):
+    """A flag's type: kind(text), where `allowed` says so. NaN and infinity are never allowed.
+
+    >>> bounded(int, lambda value: value > 0, "above 0")("3")
+    3
+    """
+    def parse(text):
+        value = kind(text)                     # argparse makes its own line of a ValueError
+        if not math.isfinite(value) or not allowed(value):
+            raise argparse.ArgumentTypeError(f"{text}: must be {rule}")
+        return value
+
+    parse.__name__ = kind.__name__             # argparse says "invalid int value"
+    return parse
+
+
+def positive(kind):
+    return bounded(kind, lambda value: value > 0, "above 0")
+
+
+def at_least_0(kind):
+    return bounded(kind, lambda value: value >= 0, "at least 0")
+
+
+finite = bounded(float, lambda value: True, "a finite number")
+share = bounded(float, lambda value: 0 < value <= 1, "above 0 and at most 1")
+probability = bounded(float, lambda value: 0 <= value < 1, "at least 0 and below 1")
+seed = bounded(int, lambda value: 0 <= value < 2**63, "at least 0 and below 2^63")
+
+
+# ------------------------------------------------------------------------------------- the end of a script
+
+def command(main) -> None:
+    """Run a script's `main` and end the process.
+
+    The exit code is what main returns, 2 for a user's mistake, a file that cannot be read or written, a full GPU
+    or a lost rank, and 130 for Ctrl-C. A fault of our own keeps its traceback.
+    """
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+        code = 2
+    leave(code)
+
+
+def explain(error: Exception) -> str | None:
+    """The line that tells a user of an error, or None for a fault of our own.
+
+    Errors of torch and safetensors are known by their class's name: neither needs to be loaded here.
+    """
+    kind, text = type(error).__name__, str(error)
+    if isinstance(error, (UserError, OSError)) or kind == "SafetensorError":       # the last: a full disk
+        return text
+    if kind == "OutOfMemoryError":
+        return ("out of GPU memory: fewer tokens a chunk (train.py: --tokens-per-chunk, --keep-tokens; the batch and "
+                "its negatives stay the same), a shorter --max-length or a 16-bit --dtype take less")
+    if isinstance(error, RuntimeError) and (kind.startswith("Dist") or "gloo" in text):
+        reason = text.splitlines()[0].split("] ", 1)[-1].split(". ")[0]            # "[file:line] reason. Advice"
+        return (f"rank {os.environ.get('RANK', 0)} lost another rank ({reason}): the last checkpoint, if there is one, "
+                "stands, and --resume goes on from it")
+    return None
+
+
+def leave(code: int | None) -> None:
+    """End the process. One of several ranks leaves without Python's teardown: gloo's threads may hold tensors a moment
+    longer, and to free one they need the interpreter; where that is gone, the process would abort."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
+    sys.exit(code)

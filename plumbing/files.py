@@ -1,0 +1,195 @@
+"""plumbing/files.py: JSON in, whole files out, and logs that survive a kill.
+
+Every JSON file and every JSON line passes `fields`, which takes a schema and names what does not fit it. A schema is
+{key: kind}; a kind is a type, [type] for a list, or a tuple of kinds of which one must do. OPTIONAL in a tuple lets
+the key be missing or null.
+
+    for row in read_jsonl(path, {"query": str, "pos": [str], "prompt": (str, OPTIONAL)}): ...
+"""
+import gzip
+import hashlib
+import json
+import math
+import os
+import zlib
+from pathlib import Path
+
+from plumbing.errors import UserError, check
+
+OPTIONAL = type(None)
+BOM = b"\xef\xbb\xbf"               # some editors put it in front of a UTF-8 file
+
+
+# ---------------------------------------------------------------------------------------------- schemas
+
+def fits(value, kind) -> bool:
+    """Whether a JSON value is of a kind. NaN and infinity are of none; True is no number; 1 is a float.
+
+    >>> fits(["a", "b"], [str]), fits(1, (str, [str])), fits(None, (str, OPTIONAL)), fits(True, int), fits(1, float)
+    (True, False, True, False, True)
+    """
+    if isinstance(kind, tuple):
+        return any(fits(value, one) for one in kind)
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(fits(item, kind[0]) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def fields(value, where, schema: dict) -> dict:
+    """The value, if it is an object whose keys fit the schema; UserError names the first that does not."""
+    check(isinstance(value, dict), f"{where}: holds no JSON object")
+    for key, kind in schema.items():
+        check(fits(value.get(key), kind), f"{where}: {key!r} is missing or not {spelled(kind)}")
+    return value
+
+
+def spelled(kind) -> str:
+    """A kind in words.
+
+    >>> spelled((str, [str], OPTIONAL))
+    'a string or a list of strings'
+    """
+    words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
+    if isinstance(kind, tuple):
+        return " or ".join(dict.fromkeys(spelled(one) for one in kind if one is not OPTIONAL))
+    if isinstance(kind, list):
+        return "a list of " + words[kind[0]].removeprefix("a ").removeprefix("an ") + "s"
+    return words[kind]
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+def read_json(path: Path, schema: dict = {}) -> dict:
+    """The object of a JSON file."""
+    path = Path(path)
+    try:
+        value = json.loads(path.read_bytes().removeprefix(BOM).decode())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    return fields(value, path, schema)
+
+
+def read_lines(path: Path):
+    """Yield (number from 1, bytes) of each line of a file, gzipped where its name ends in .gz. No BOM; blank lines
+    are left out."""
+    path = Path(path)
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(BOM)
+                if line.strip():
+                    yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def parse_line(line: bytes, where: str, schema: dict = {}, any_characters=False) -> dict:
+    """One line of JSON -> its object. UserError: not UTF-8, no JSON object, or not of the schema.
+
+    any_characters: half a surrogate pair may pass, which JSON can hold and UTF-8 cannot.
+    """
+    try:
+        text = line.decode()
+        value = json.loads(text)
+        if "\\u" in text and not any_characters:
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        hint = " (one JSON object a line is wanted)" if line[:1] != b"{" else ""
+        raise UserError(f"{where}: not JSON in UTF-8: {error}{hint}") from None
+    return fields(value, where, schema)
+
+
+def read_jsonl(path: Path, schema: dict = {}, log=False):
+    """Yield the objects of a JSON-lines file, gzipped or not.
+
+    log: the file is one that `append` writes. A last line without its end was torn by a kill and does not count, and
+    a server's words may hold any characters.
+    """
+    for number, line in read_lines(path):
+        if line.endswith(b"\n") or not log:
+            yield parse_line(line, f"{path}:{number}", schema, any_characters=log)
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+def replace_file(path: Path, write) -> None:
+    """Write a file whole or not at all: `write(beside)` makes it beside `path`, it goes to disk, and is renamed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        write(beside)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows) -> None:
+    """Write an iterable of objects, one a line."""
+    def write(beside):
+        with open(beside, "w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    replace_file(path, write)
+
+
+# ---------------------------------------------------------------------------------------- append-only logs
+
+def open_log(path: Path):
+    """Open a log for `append`. A last line that a kill has torn is cut off."""
+    file = open(path, "ab+", buffering=0)
+    size = end = file.seek(0, os.SEEK_END)
+    while end > 0:                             # backwards in blocks, to the last line feed
+        begin = max(0, end - 65536)
+        file.seek(begin)
+        newline = file.read(end - begin).rfind(b"\n")
+        if newline >= 0:
+            end = begin + newline + 1
+            break
+        end = begin
+    if end < size:
+        file.truncate(end)
+    return file
+
+
+def append(file, row: dict) -> None:
+    """Append an object in one unbuffered write: once this returns, a kill cannot lose it (a power cut may)."""
+    line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    written = file.write(line)
+    if written != len(line):                   # a full disk; half a line must not meet the next one
+        file.truncate(file.seek(0, os.SEEK_END) - written)
+        raise UserError(f"{file.name}: the disk is full; make room and run the same command again")
+
+
+# ----------------------------------------------------------------------------------------------- hashes
+
+def text_hash(text: str) -> int:
+    """A text as 64 bits, signed: the key by which equal texts are known without keeping them."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
