@@ -15,11 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model import UserError
-
-
-def text_hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+from plumbing.errors import UserError
+from plumbing.files import text_hash
 
 
 def read_example(raw: bytes, default_prompt: str) -> dict:

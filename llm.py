@@ -30,9 +30,7 @@ import zlib
 import requests
 import urllib3
 
-
-class UserError(Exception):
-    """A mistake that the user can mend: printed as one line, exit code 2."""
+from plumbing.errors import UserError, command  # noqa: F401
 
 
 class Stopping(Exception):
@@ -45,17 +43,6 @@ class BudgetReached(Stopping):
 
 class Retry(Exception):
     """A try that failed in a way that may pass: (how, the refusal for the ledger, None if perhaps paid)."""
-
-
-def command(main):
-    """Runs main as a script: a user's mistake is one line and exit code 2, Ctrl-C is exit code 130."""
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 # ---- Files: append-only logs that survive a kill ----

@@ -11,9 +11,7 @@ and pooling. Shapes: B rows, T positions, D hidden size, H heads, K key-value he
 """
 import json
 import math
-import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,57 +23,17 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from plumbing.errors import UserError, command, leave  # noqa: F401
+from plumbing.files import read_json, replace_file
+
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # The values of --pooling, and what sentence-transformers calls them.
 POOLINGS = {"last": "lasttoken", "mean": "mean_tokens", "weighted-mean": "weightedmean_tokens"}
 
 
-class UserError(Exception):
-    """A mistake the user can mend. The scripts print it as one line and exit with code 2."""
-
-
-def command(main) -> None:
-    """Run a script's `main`: a user's mistake, a failing file or a full GPU is one line and exit code 2;
-    Ctrl-C is 130."""
-    try:
-        code = main()
-    except (UserError, OSError, SafetensorError) as error:       # the last: save_file on a full disk
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        code = 2
-    except torch.OutOfMemoryError:
-        print(f"{Path(sys.argv[0]).name}: out of GPU memory: a shorter --max-length, a 16-bit --dtype or "
-              "fewer tokens a chunk take less", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        code = 130
-    leave(code)
-
-
-def leave(code: int | None) -> None:
-    """End the process; one of several ranks without Python's teardown. gloo's threads may hold tensors a
-    moment longer, and to release one needs the interpreter: where that is gone, the process aborts."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code or 0)
-    sys.exit(code)
-
-
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """16-bit values become float32, float64 stays: norms, rotary angles and losses need the digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def read_json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object")
-    return value
 
 
 # ---------------------------------------------------------------------------------------------- config
@@ -462,18 +420,6 @@ def copy_lora(decoder: Decoder, values: dict[str, torch.Tensor], file: Path) -> 
                             f"wanted {tuple(parameter.shape)}")
         with torch.no_grad():
             parameter.copy_(values[name])
-
-
-def replace_file(path: Path, write) -> None:
-    """Write a file whole or not at all: beside it first, flushed to disk, then renamed over it."""
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        write(beside)
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 # -------------------------------------------------------------------------------------------- embedder

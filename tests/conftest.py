@@ -1,6 +1,4 @@
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,13 +7,12 @@ from sentencepiece import SentencePieceProcessor
 import generate
 import mistral_tokenizer
 from fault_server import KEY
-from model import command
+from scripts import run_tool
 
 # A shell's background job ignores Ctrl-C, and so would every process that these tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS = Path(__file__).resolve().parent
-TOOLS = TESTS.parent / "tools"
 
 
 def pytest_collection_modifyitems(items):
@@ -24,21 +21,6 @@ def pytest_collection_modifyitems(items):
         for name in ("slow", "gpu"):
             if TESTS / name in item.path.parents:
                 item.add_marker(name)
-
-
-def run_tool(name: str, *args) -> subprocess.CompletedProcess:
-    """Run one of tools/ as a user would; the caller looks at its exit code."""
-    return subprocess.run([sys.executable, TOOLS / name, *map(str, args)], capture_output=True, text=True)
-
-
-def complaint(capsys, main, *arguments) -> str:
-    """The one line with which a script's `main` refuses its arguments, as a user sees it."""
-    with pytest.raises(SystemExit) as stopped:
-        command(lambda: main([str(argument) for argument in arguments]))
-    printed, said = capsys.readouterr()
-    assert not printed, "something was begun before the arguments were looked at"
-    assert stopped.value.code == 2 and said.count("\n") == 1
-    return said
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 import pytest
 
 import bench_train
-from conftest import run_tool
+from scripts import run_tool
 from test_peer import write_rows
 from tiny import random_model, save, tiny_config
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import embed as tool
-from conftest import TOOLS, complaint
+from scripts import TOOLS, complaint
 from model import Embedder
 from tiny import relative
 

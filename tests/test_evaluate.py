@@ -25,7 +25,7 @@ import evaluate
 import hub
 import metrics
 import passkey
-from conftest import complaint
+from scripts import complaint
 from model import Embedder, UserError, command
 
 ROOT = Path(__file__).parent.parent

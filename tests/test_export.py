@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 import export
-from conftest import complaint, run_tool
+from scripts import complaint, run_tool
 from model import Embedder, UserError
 from tiny import random_model, relative, save, tiny_config
 

@@ -10,7 +10,7 @@ import torch
 import fp8
 import model
 import train
-from conftest import TOOLS
+from scripts import TOOLS
 from model import Embedder, Linear, UserError
 from tiny import random_model, relative, save, tiny_config
 

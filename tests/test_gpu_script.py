@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from conftest import TOOLS, run_tool
+from scripts import TOOLS, run_tool
 
 
 STEPS = "base train paper_batch_22gib encode small_base padding peer fp8_train fp8_encode fp8_effect memory"

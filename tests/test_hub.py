@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from conftest import TOOLS
+from scripts import TOOLS
 from hub_standin import Hub
 from model import Embedder
 from tiny import random_model, save, tiny_config

@@ -10,7 +10,7 @@ import torch
 import bench_memory
 import check_padding
 import model
-from conftest import TOOLS, complaint
+from scripts import TOOLS, complaint
 from tiny import random_model, save, tiny_config
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import mine
-from conftest import complaint as refusal, run_tool
+from scripts import complaint as refusal, run_tool
 from model import Embedder
 from tiny import random_model, save, tiny_config
 

@@ -16,7 +16,7 @@ from tokenizers.models import BPE
 from transformers.models.mistral import modeling_mistral as hf
 
 import model
-from conftest import complaint
+from scripts import complaint
 from model import Config, Embedder, UserError, causal_attention, load_decoder
 from tiny import random_ids, random_model, relative, save, tiny_config
 

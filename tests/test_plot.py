@@ -7,7 +7,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 
 import plot
-from conftest import complaint
+from scripts import complaint
 
 REPORT = {"examples": 30, "distinct prompts": 4, "type": {"sts": 20, "bitext": 10},
           "dropped": {"duplicate": 3}, "language": {f"language {i}": 30 - i for i in range(18)},

@@ -13,7 +13,7 @@ import pytest
 import public_data
 import train
 from batches import Examples, plan_epoch
-from conftest import TOOLS
+from scripts import TOOLS
 from hub_standin import Hub
 
 ROOT = Path(__file__).parents[1]

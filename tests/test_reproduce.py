@@ -15,7 +15,7 @@ import study_data
 import study_peers
 import study_table
 import subsets
-from conftest import run_tool
+from scripts import run_tool
 from model import Embedder, UserError
 from tiny import random_model, save, tiny_config
 

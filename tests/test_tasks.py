@@ -14,7 +14,7 @@ import pytest
 import evaluate
 import hub
 import mteb_results
-from conftest import complaint
+from scripts import complaint
 from hub_standin import Hub
 from model import UserError
 from test_evaluate import EVALDATA, HashEmbedder
