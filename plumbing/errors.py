@@ -11,6 +11,7 @@ import argparse
 import math
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -22,6 +23,15 @@ def check(condition, message: str) -> None:
     """Raise UserError(message) unless the condition holds."""
     if not condition:
         raise UserError(message)
+
+
+@contextmanager
+def blame(where: str, way_out: str):
+    """with blame("prompts", "mend it"): a missing key or a value of the wrong kind is what a user wrote there."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"{where} ({error!r}): {way_out}") from None
 
 
 # ------------------------------------------------------------------------------------------------- flags
