@@ -50,35 +50,28 @@ def options(argv=None):
     add("--report", action="store_true", help="rebuild --out from the answers on disk, and report")
     add("--dry-run", action="store_true", help="show sample prompts, estimate tokens, money and time")
     # how much to ask for
-    add("--n", type=positive(int), default=1000,
-        help="examples to ask for; a larger n extends a run (paper: 500_000)")
-    add("--tasks", type=positive(int),
-        help="distinct tasks of asymmetric types (default 0.3 n, the paper's ratio)")
-    add("--patience", type=positive(int), default=5,
-        help="brainstorms in a row without a new task that end step 1")
+    add("--n", type=positive(int), default=1000, help="examples; a larger n extends a run (paper: 500_000)")
+    add("--tasks", type=positive(int), help="tasks of asymmetric types (default 0.3 n, the paper's ratio)")
+    add("--patience", type=positive(int), default=5, help="brainstorms in a row that may bring nothing new")
     add("--seed", type=seed, default=0)
     # the LLM
     add("--model", type=model_share, action="append", default=[], metavar="NAME[:SHARE]",
         help="several may share")
     add("--temperature", type=at_least_0(float), default=1.0)
     add("--top-p", type=share, default=1.0)
-    add("--json-mode", action=argparse.BooleanOptionalAction, default=True,
-        help="ask for a JSON object by response_format")
+    add("--json-mode", action=argparse.BooleanOptionalAction, default=True, help="by response_format")
     add("--max-answer-tokens", type=positive(int), default=4096)
     # the server
     add("--concurrency", type=positive(int), default=16, help="requests under way at once")
     add("--timeout", type=positive(float), default=180, help="seconds for one whole answer")
-    add("--tries", type=positive(int), default=8,
-        help="tries of one request before it is left for a later run")
-    add("--backoff", type=at_least_0(float), default=1.0,
-        help="seconds before the first retry, then doubled")
+    add("--tries", type=positive(int), default=8, help="of one request before it is left for a later run")
+    add("--backoff", type=at_least_0(float), default=1.0, help="seconds before a retry, doubled each time")
     add("--allow-http", action="store_true", help="send the key unencrypted to another host")
     # what it may cost
     add("--price", type=model_price, action="append", default=[], metavar="MODEL:IN:OUT",
         help="USD per million tokens")
     add("--budget-usd", type=at_least_0(float), help="stop before the whole run has cost more")
-    add("--budget-tokens", type=at_least_0(int),
-        help="stop before the whole run has used more, in and out")
+    add("--budget-tokens", type=at_least_0(int), help="stop before it has used more, in and out")
     args = parser.parse_args(argv)
 
     args.models = dict(args.model)                         # {name: share of the requests}
@@ -93,7 +86,7 @@ def options(argv=None):
               f"--budget-usd needs the price of {name}: add --price {name}:IN:OUT")
     check(args.out.suffix, f"--out {args.out}: the file needs a suffix, as in {args.out}.jsonl")
     args.folder = args.out.with_suffix("")                 # of the run
-    args.number_of_tasks = args.tasks or round(0.3 * args.n)   # the paper: 150,000 prompts of 500,000 examples
+    args.number_of_tasks = args.tasks or round(0.3 * args.n)   # the paper: 150,000 for 500,000 examples
     return args
 
 
@@ -107,10 +100,11 @@ def options(argv=None):
 # long-long      3 %    2    a text -> another long text that matches it
 # short-short    3 %    2    a short text -> another short text that matches it
 #
-# Four are asymmetric: query and positive are no paraphrases of each other; a task links them, such as "given a
-# tenant's question, find the law that answers it". These take two steps: the LLM brainstorms many tasks, and then
-# writes one example of one task, in a new conversation. The two symmetric types, sts and bitext, have one fixed
-# instruction each, and take one step.
+# Four are asymmetric: query and positive do not mean the same; a task links them, such as "given a tenant's
+# question, find the law that answers it". These take two steps. First the LLM brainstorms many tasks
+# (prompts/short-long.brainstorm.txt); then, in a new conversation, it writes one example of one of them
+# (prompts/short-long.txt). The two symmetric types, sts and bitext, have one fixed instruction each, and one
+# step (prompts/sts.txt).
 
 INSTRUCTIONS = {"sts": "Retrieve semantically similar text.",          # table 16
                 "bitext": "Retrieve parallel sentences."}
@@ -119,26 +113,32 @@ INSTRUCTIONS = {"sts": "Retrieve semantically similar text.",          # table 1
 def load_prompts(folder=PROMPTS) -> dict:
     """The folder prompts/, which is data: templates, the values of their placeholders, languages.
 
-    task_types    {type: {"weight", "brainstorm": whether it takes two steps, "keys": of the object asked for}}
+    task_types    {type: {"weight", "brainstorm": true for two steps, "keys": of the object in the answer}}
     num_tasks     how many tasks one brainstorm is asked for
     placeholders  {type: {placeholder: [value, ...]}}
     templates     {"short-long.brainstorm": the message of step 1, "short-long": of step 2, ...}
-    languages     {name: weight}          scripts  {language: the scripts that write it}
+    languages     {language: weight}
+    scripts       {language: [script, ...]}, where it is not written in Latin alone
     """
     with blame(folder, "mend its files"):
         values = read_json(folder / "values.json", {"task_types": dict, "placeholders": dict})
-        languages = read_json(folder / "languages.json", {"weights": dict, "others": [str], "scripts": dict})
+        languages = read_json(folder / "languages.json",
+                              {"weights": dict, "others": [str], "others_share": float, "scripts": dict})
         weight_of_others = languages["others_share"] / len(languages["others"])
         prompts = values | {
             "templates": {path.stem: path.read_text("utf-8") for path in folder.glob("*.txt")},
             "languages": languages["weights"] | dict.fromkeys(languages["others"], weight_of_others),
             "scripts": languages["scripts"]}
-        for kind, task_type in values["task_types"].items():   # a template that cannot be filled fails here
-            only_this = prompts | {"task_types": {kind: task_type}}
-            render(prompts, **request_at(0, 0, only_this, {kind: ["a task"]}, {"": 1}))
-            if task_type["brainstorm"]:
-                render(prompts, **brainstorm_at(kind, 0, 0, prompts, {"": 1}))
+        fill_each_template(prompts)                        # one that cannot be filled fails here, for free
     return prompts
+
+
+def fill_each_template(prompts) -> None:
+    for kind, task_type in prompts["task_types"].items():
+        only_this = prompts | {"task_types": {kind: task_type}}
+        render(prompts, **request_at(0, 0, only_this, {kind: ["a task"]}, {"m": 1}))
+        if task_type["brainstorm"]:
+            render(prompts, **brainstorm_at(kind, 0, 0, prompts, {"m": 1}))
 
 
 def render(prompts, step, type, params, **_) -> str:
@@ -149,8 +149,8 @@ def render(prompts, step, type, params, **_) -> str:
 
 # ------------------------------------------------------------------------------------ a request is drawn
 #
-# Request i is a function of i, the seed, the models, prompts/ and the tasks of step 1, and of nothing else. So a
-# run can stop anywhere and go on, and --n 2000 after --n 1000 asks for the second thousand.
+# Request i is a function of i, the seed, the models, prompts/ and the tasks of step 1, and of nothing else.
+# So a run can stop anywhere and go on, and --n 2000 after --n 1000 asks for the second thousand.
 
 def draw(rng, choices):
     """One of the choices: a list (equal odds), a {value: weight} object, or a single value.
@@ -170,7 +170,11 @@ def draw(rng, choices):
 
 
 def request_at(i, seed, prompts, pools, models) -> dict:
-    """Request i of step 2: {"id", "step", "type", "params", "model"}. pools: {type: [task, ...]}."""
+    """Request i of step 2. pools: {type: [task, ...]}, models: {name: share}. For example
+
+    {"id": 7, "step": "generate", "type": "sts", "model": "gpt-4o-mini",
+     "params": {"unit": "phrase", "high_score": 4.5, "low_score": 3, ..., "language": "Thai"}}
+    """
     rng = random.Random(f"{seed}:{i}")
     weights = {kind: task_type["weight"] for kind, task_type in prompts["task_types"].items()}
     kind = draw(rng, weights)
@@ -183,12 +187,13 @@ def request_at(i, seed, prompts, pools, models) -> dict:
     else:
         params["language"] = language
     if prompts["task_types"][kind]["brainstorm"]:
-        params["task"] = pools[kind][int(rng.random() * len(pools[kind]))]
+        pool = pools[kind]
+        params["task"] = pool[int(rng.random() * len(pool))]
     return {"id": i, "step": "generate", "type": kind, "params": params, "model": draw(rng, models)}
 
 
 def brainstorm_at(kind, k, seed, prompts, models) -> dict:
-    """Request k of a type in step 1, likewise."""
+    """Request k of one type in step 1, likewise. Its id is "short-long-b0", "short-long-b1", ..."""
     rng = random.Random(f"{seed}:{kind}:{k}")
     params = {"num_tasks": draw(rng, prompts["num_tasks"])}
     return {"id": f"{kind}-b{k}", "step": "brainstorm", "type": kind, "params": params,
@@ -196,45 +201,49 @@ def brainstorm_at(kind, k, seed, prompts, models) -> dict:
 
 
 # ------------------------------------------------------------------------------ step 1: brainstorm the tasks
+#
+# One answer lists about 20 tasks, and later answers repeat earlier ones more and more.
 
 def pool_of(answers, size, patience) -> tuple[list, bool]:
-    """The answers to a type's brainstorms -> (its tasks, whether they are complete).
+    """The answers to one type's brainstorms -> (the tasks in them, each once; whether the pool is complete).
 
-    Each task stands there once, and at most `size` do. They are complete when there are `size` of them, or when
-    `patience` answers in a row brought nothing new.
+    It is complete with `size` tasks, or once `patience` answers in a row have brought nothing new.
     """
     pool = {}                                              # normalized task -> task
-    without_news = 0                                       # answers in a row
+    in_vain = 0                                            # answers in a row without a new task
     for answer in answers:
-        if len(pool) >= size or without_news == patience:
-            break
         before = len(pool)
         for task in parse_tasks(answer):
             pool.setdefault(normalize(task), task)
-        without_news = without_news + 1 if len(pool) == before else 0
-    complete = len(pool) >= size or without_news == patience
-    return list(pool.values())[:size], complete
+        if len(pool) > before:
+            in_vain = 0
+        else:
+            in_vain += 1
+        if len(pool) >= size or in_vain == patience:
+            return list(pool.values())[:size], True
+    return list(pool.values()), False
 
 
 def brainstorm(client, prompts, args) -> dict:
-    """Ask for tasks until each asymmetric type has its pool, and freeze the pools: {type: [task, ...]}.
+    """Ask until each asymmetric type's pool is complete, then freeze the pools: {type: [task, ...]}.
 
-    Answers arrive in any order. They are read in the order of their requests, so that the pools are the same.
+    Answers arrive in any order, but are read in the order of their requests: the pools do not depend on it.
     """
     ledger = client.ledger
     settings = {"seed": args.seed, "models": args.models,
                 "temperature": args.temperature, "top_p": args.top_p,
                 "prompts": sha256(json.dumps(prompts, sort_keys=True).encode())}
     pools = ledger.frozen_tasks(settings)
-    if pools:                                              # an earlier run with these settings has frozen them
+    if pools:                                              # the same command, run earlier, has frozen them
         return pools
     while True:
         pools, requests = {}, []
         for kind, size in pool_sizes(prompts, args.number_of_tasks).items():
             answers = answers_in_order(ledger.brainstorms, kind)
             pools[kind], complete = pool_of(answers, size, args.patience)
-            check(pools[kind] or not complete, f"{ledger.folder / 'raw.jsonl'}: no task could be read from "
-                  f"{args.patience} brainstorms of {kind}: the model may be too small")
+            check(pools[kind] or not complete,
+                  f"{ledger.folder / 'raw.jsonl'}: no task could be read from {args.patience} brainstorms of "
+                  f"{kind}: the model may be too small")
             if not complete:
                 missing = size - len(pools[kind])
                 requests += next_brainstorms(kind, len(answers), missing, prompts, args)
@@ -242,7 +251,8 @@ def brainstorm(client, prompts, args) -> dict:
             return ledger.freeze_tasks(settings, pools)
         requests = [request for request in requests if request["id"] not in ledger.answered]
         tasks = sum(len(pool) for pool in pools.values())
-        print(f"{tasks} of {args.number_of_tasks} tasks stand: {len(requests)} brainstorms for more", flush=True)
+        print(f"{tasks} of {args.number_of_tasks} tasks stand: {len(requests)} brainstorms for more",
+              flush=True)
         messages = [(request, render(prompts, **request)) for request in requests]
         ask_all(iter(messages), len(messages), client, "brainstorms")
 
@@ -267,16 +277,18 @@ def answers_in_order(brainstorms, kind) -> list:
 
 
 def next_brainstorms(kind, first, missing, prompts, args) -> list:
-    """Brainstorms `first`, `first` + 1, ... of a type: as many as bring the missing tasks, if all are new."""
-    tasks_each = brainstorm_at(kind, first, args.seed, prompts, args.models)["params"]["num_tasks"]
-    number = math.ceil(missing / tasks_each)
-    return [brainstorm_at(kind, k, args.seed, prompts, args.models) for k in range(first, first + number)]
+    """The type's next requests from number `first`: as many as bring the missing tasks, if all are new."""
+    def at(k):
+        return brainstorm_at(kind, k, args.seed, prompts, args.models)
+
+    number = math.ceil(missing / at(first)["params"]["num_tasks"])
+    return [at(k) for k in range(first, first + number)]
 
 
 # ---------------------------------------------------------------------------- step 2: one example a request
 
 def ask_for_examples(client, prompts, pools, args) -> None:
-    """Ask requests 0 to n - 1, without those that have their answer."""
+    """Ask those of requests 0 to n - 1 that have no answer yet."""
     missing = [i for i in range(args.n) if i not in client.ledger.answered]
     requests = (request_at(i, args.seed, prompts, pools, args.models) for i in missing)
     messages = ((request, render(prompts, **request)) for request in requests)
@@ -288,16 +300,17 @@ def ask_for_examples(client, prompts, pools, args) -> None:
 #     POST https://api.openai.com/v1/chat/completions
 #     Authorization: Bearer sk-...
 #
-#     {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Write three sentences of ..."}], ...}
+#     {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Write three phrases of ..."}], ...}
 #
 # and what comes back:
 #
 #     {"choices": [{"message": {"content": "{\"S1\": \"...\", ...}"}, "finish_reason": "stop"}],
 #      "usage": {"prompt_tokens": 251, "completion_tokens": 108}}
 #
-# That is all. plumbing/client.py calls these three functions, from many threads and again where a try fails.
+# That is all. plumbing/client.py calls these three functions, from many threads, and again where a try fails.
 
 def request_body(request, message, args) -> dict:
+    """The JSON that the server gets."""
     body = {"model": request["model"],
             "messages": [{"role": "user", "content": message}],    # a new conversation, no system prompt
             "temperature": args.temperature,
@@ -309,7 +322,10 @@ def request_body(request, message, args) -> dict:
 
 
 def post(session, url, key, body, seconds):
-    """Send a request -> the response, whose content is still to be read. session: a requests.Session."""
+    """Send a request -> the response, whose content is still to be read: the client limits its whole time.
+
+    session: a requests.Session, whose connection stays open from one request to the next.
+    """
     headers = {"Content-Type": "application/json"}
     if key:                                                # a server of your own may need none
         headers["Authorization"] = f"Bearer {key}"
@@ -332,11 +348,10 @@ def make_example(row, prompts) -> tuple[dict, str]:
     row: {"id", "type", "params", "response"} and, from live servers, "finish_reason". Raises Reject.
     """
     kind, params = row["type"], row["params"]
-    keys = prompts["task_types"][kind]["keys"]             # of query, positive and, in most types, hard negative
+    keys = prompts["task_types"][kind]["keys"]             # of query, positive and, mostly, hard negative
     value, how = parse_object(row["response"], keys, row.get("finish_reason"))
     texts = [value[key].strip() for key in keys]
-    query, positive, *negatives = texts
-    documents = [positive, *negatives]
+    query, *documents = texts
 
     reject_if(not all(texts), "empty text")
     reject_if(any(len(text) > MAX_CHARS for text in texts), "too long")
@@ -352,20 +367,29 @@ def make_example(row, prompts) -> tuple[dict, str]:
     copied = [text for text in own_words if len(text) > 20 and normalize(text) in message]
     reject_if(copied, "copy of the prompt")
 
-    if kind == "bitext":
-        languages = [params["source_language"], params["target_language"]]
-    else:
-        languages = [params["language"]]
+    languages = languages_of(kind, params)
     query_scripts = prompts["scripts"].get(languages[0], ["LATIN"])
     document_scripts = prompts["scripts"].get(languages[-1], ["LATIN"])
     reject_if(wrong_script(query, query_scripts), "wrong script")
     reject_if(any(wrong_script(text, document_scripts) for text in documents), "wrong script")
-    # Short texts are too short to tell one by one; together they may do.
+    # One by one, short texts are too short to tell.
     reject_if(kind != "bitext" and wrong_script("".join(texts), query_scripts), "wrong script")
 
-    prompt = INSTRUCTIONS.get(kind) or params["task"]
-    return {"prompt": prompt, "query": query, "pos": [positive], "neg": negatives, "type": kind,
-            "language": "-".join(languages), "id": row["id"]}, how
+    example = {"prompt": INSTRUCTIONS.get(kind) or params["task"],
+               "query": query,
+               "pos": documents[:1],
+               "neg": documents[1:],
+               "type": kind,
+               "language": "-".join(languages),            # bitext: "Welsh-English"
+               "id": row["id"]}
+    return example, how
+
+
+def languages_of(kind, params) -> list:
+    """The language of the query, and in bitext that of the documents too."""
+    if kind == "bitext":
+        return [params["source_language"], params["target_language"]]
+    return [params["language"]]
 
 
 # ---------------------------------------------------------------------------------- the file of examples

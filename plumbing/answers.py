@@ -1,8 +1,9 @@
 r"""plumbing/answers.py: an LLM's answer -> values. An LLM is asked for JSON and sends nearly JSON.
 
-It wraps the object in prose or a code fence, thinks aloud before it, forgets to escape quotes, writes Python's
-quotes, adds commas or backslashes of LaTeX, is cut off, or begins a second object. `parse_object` and `parse_tasks`
-read what can be read without guessing. The rest of the file tells whether a text is fit to be trained on.
+It wraps the object in prose or a code fence, thinks aloud before it, forgets to escape quotes, writes
+Python's quotes, adds commas or LaTeX's backslashes, stops in the middle, or begins a second object.
+`parse_object` and `parse_tasks` read what can be read without guessing. The rest of the file tells whether
+a text is fit to be trained on.
 
 `Reject` is how an answer is refused: not an error, but a reason that the report counts.
 """
@@ -13,7 +14,7 @@ import re
 import unicodedata
 import zlib
 
-MAX_CHARS = 20_000                  # of one text: longer ones are loops, and training truncates at 512 tokens anyway
+MAX_CHARS = 20_000      # of one text: longer ones are loops, and training truncates at 512 tokens anyway
 
 
 class Reject(Exception):
@@ -78,15 +79,15 @@ def after_thinking(text: str) -> str:
 
 # ---------------------------------------------------------------------------------------- repair of JSON
 
-DECODER = json.JSONDecoder(strict=False)            # raw line breaks inside strings are the commonest slip of all
+DECODER = json.JSONDecoder(strict=False)            # takes raw line breaks inside strings, the commonest slip
 
 
 def string_pattern(repeat: str) -> str:
     """A regular expression for a string literal in either kind of quotes; its two groups hold what is inside.
 
-    The string ends at the first quote of its kind that JSON's grammar could follow, so quotes inside need no escape.
-    repeat: how many characters, "*" for any number. (?>...) is atomic: once a string has matched, a later mismatch
-    never makes it longer. That keeps the search linear.
+    The string ends at the first quote of its kind behind which JSON could go on, so quotes inside need no
+    escape. repeat: how many characters, "*" for any number. (?>...) is atomic: once a string has matched, a
+    mismatch behind it never makes it longer. That keeps the search linear.
     """
     character = r"(?:\\.|[^\\])"
     end = r"(?=\s*[:,}\]])"
@@ -96,8 +97,8 @@ def string_pattern(repeat: str) -> str:
 
 
 STRING = string_pattern("*")
-PAIR = re.compile(STRING.join([r"\s*", r"\s*:\s*", r"\s*(?:,|(?=\}))"]), re.DOTALL)    # "key": "value" and a comma
-ITEM = re.compile(string_pattern("{0,500}"), re.DOTALL)                                # a task in a list
+PAIR = re.compile(rf"\s*{STRING}\s*:\s*{STRING}\s*(?:,|(?=\}}))", re.DOTALL)     # "key": "value" and a comma
+ITEM = re.compile(string_pattern("{0,500}"), re.DOTALL)                         # "a task" in a list
 
 
 def find_objects(text: str):
@@ -114,7 +115,7 @@ def find_objects(text: str):
 
 
 def repair_object(text: str, start: int) -> dict | None:
-    """The flat object of strings that begins at text[start], despite wrong quotes and commas; None if there is none."""
+    """The flat object of strings that begins at text[start], despite wrong quotes and commas; or None."""
     value = {}
     position = start + 1
     while match := PAIR.match(text, position):
@@ -192,7 +193,7 @@ def bad_characters(text: str) -> bool:
 
 
 def repetitive(text: str) -> bool:
-    """Whether it repeats itself over and over: zlib shrinks it to a tenth. Prose shrinks to a half or a third."""
+    """Whether it repeats itself over and over: zlib shrinks it to a tenth, and prose to a half or a third."""
     if len(text) <= 300:
         return False
     raw = text.encode()

@@ -1,9 +1,9 @@
 """plumbing/client.py: many requests to an OpenAI-compatible server, each tried until it is answered.
 
-The request itself stands in generate.py: its body, the POST, where the text is in what comes back. This file exists
-because servers fail: it retries with growing waits and obeys Retry-After, goes on without a field that a server does
-not take, never shows the API key, and asks from many threads. The books (what was asked, answered, paid) are the
-ledger's.
+The request itself stands in generate.py: its body, the POST, where the text is in what comes back. This file
+exists because servers fail: it retries with growing waits and obeys Retry-After, goes on without a field that
+a server does not take, never shows the API key, and asks from many threads. The books (what was asked,
+answered, paid) are the ledger's.
 """
 import email.utils
 import json
@@ -64,8 +64,8 @@ class Client:
 
     def check_settings(self, base):
         """Refuse an address or a key that cannot work, or that would give the key away."""
-        plain_address = base.scheme in ("http", "https") and base.hostname and not base.username and not base.password
-        check(plain_address, "OPENAI_BASE_URL must look like https://host/v1; a key goes into OPENAI_API_KEY")
+        check(base.scheme in ("http", "https") and base.hostname and not base.username and not base.password,
+              "OPENAI_BASE_URL must look like https://host/v1; a key goes into OPENAI_API_KEY")
         check(self.key.isascii() and self.key.isprintable(),
               "OPENAI_API_KEY holds a character that no key has: copy it again")
         check(self.key or base.hostname != "api.openai.com",
@@ -96,7 +96,7 @@ class Client:
             body["max_completion_tokens"] = body["max_tokens"]
         return {field: value for field, value in body.items() if field not in refused}
 
-    # ------------------------------------------------------------------------- one request, until it is answered
+    # ------------------------------------------------------------------ one request, until it is answered
 
     def ask(self, request: dict, message: str) -> bool:
         """Try a request up to --tries times; its answer goes to raw.jsonl. Returns whether there was one.
@@ -140,17 +140,18 @@ class Client:
                 chunks = []
                 while chunk := response.raw.read1(65536, decode_content=True):
                     chunks.append(chunk)
-                    if time.monotonic() > deadline:            # requests' own timeout begins anew with each byte
+                    if time.monotonic() > deadline:    # requests' own timeout begins anew with each byte
                         raise Retry(f"no whole answer within {seconds:g} s", None)
                 return response.status_code, response.headers, b"".join(chunks)
-        except (OSError, urllib3.exceptions.HTTPError) as error:          # requests' exceptions are OSErrors
+        except (OSError, urllib3.exceptions.HTTPError) as error:       # requests' exceptions are OSErrors
             reason = getattr(error.args[0], "reason", None) if error.args else None
             no_connection = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
             refusal = "unsent" if isinstance(reason, no_connection) else None
             raise Retry(f"{type(error).__name__}: {reason or error}", refusal) from None
 
-    def read_answer(self, request: dict, message: str, body: dict, status: int, content: bytes) -> dict | None:
-        """A response -> the row for raw.jsonl, or None if a field of the body was refused (and is now left out).
+    def read_answer(self, request: dict, message: str, body: dict, status: int,
+                    content: bytes) -> dict | None:
+        """A response -> the row for raw.jsonl, or None: a field of the body was refused, and is now left out.
 
         Raises Retry for what may pass, UserError for what will not.
         """
@@ -166,7 +167,8 @@ class Client:
             # What the provider thinks of this one prompt will stay the same: it counts as an answer.
             usage = {"prompt_tokens": 0, "completion_tokens": 0}
             return request | {"response": "", "finish_reason": "content_filter", "usage": usage}
-        named = {field for field, words in OPTIONAL_FIELDS.items() if field in body and re.search(words, text, re.I)}
+        named = {field for field, words in OPTIONAL_FIELDS.items()
+                 if field in body and re.search(words, text, re.I)}
         if status == 400 and named:
             self.refused_fields[request["model"]] |= named
             self.problem = f"{request['model']} doesn't take {', '.join(sorted(named))}: going on without"
@@ -191,8 +193,11 @@ class Client:
         return {"response": text, "finish_reason": self.redact(str(finish_reason)), "usage": usage}
 
     def wait(self, failures: int, headers, everyone: bool) -> None:
-        """Sleep before a retry, until the run stops at the latest: what Retry-After asks, and a time that doubles
-        with each failure and varies, so that the threads do not all come back at the same moment."""
+        """Sleep before a retry, or until the run stops.
+
+        How long: what Retry-After asks, and a time that doubles with each failure and varies by chance, so
+        that the threads do not all come back at the same moment.
+        """
         seconds = min(60, self.args.backoff * 2**failures) * random.uniform(0.5, 1)
         asked = retry_after(headers)
         check(asked <= 600, f"{self.address} asks to wait {asked:.0f} s: run the same command again then")
@@ -232,8 +237,8 @@ def retry_after(headers) -> float:
 def ask_all(todo, total: int, client: Client, what="requests") -> None:
     """Ask each (request, message) of an iterator, --concurrency at a time, and print how far it is.
 
-    total: how many there are. what: their name in messages. Raises what ended it early (UserError, Stopping or
-    KeyboardInterrupt; the answers under way are still taken in), and Stopping if some got no answer.
+    total: how many there are. what: their name in messages. Raises what ended it early (UserError, Stopping
+    or KeyboardInterrupt; the answers under way are still taken in), and Stopping if some got no answer.
     """
     threads = Threads(todo, total, client)
     threads.start()
@@ -301,8 +306,9 @@ class Threads:
                 return True
             self.unanswered += 1
             self.unanswered_in_a_row += 1
-            if self.unanswered_in_a_row > self.client.args.concurrency:
-                raise Stopping(f"{self.unanswered_in_a_row} requests in a row got no answer ({self.client.problem})")
+            in_a_row = self.unanswered_in_a_row
+            if in_a_row > self.client.args.concurrency:
+                raise Stopping(f"{in_a_row} requests in a row got no answer ({self.client.problem})")
             return True
 
     def print_now_and_then(self):
@@ -316,9 +322,10 @@ class Threads:
             spent = self.ledger.spent + self.ledger.lost
         rate = self.answered / (time.monotonic() - self.begun)
         left = self.total - self.answered - self.unanswered
-        seconds = round(left / rate) if rate else 0
+        minutes, seconds = divmod(round(left / rate) if rate else 0, 60)
+        hours, minutes = divmod(minutes, 60)
         line = (f"{self.answered:,} of {self.total:,}, {rate:.1f}/s, {spent.total():,} tokens, "
-                f"${self.ledger.cost(spent):.2f}, {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left")
+                f"${self.ledger.cost(spent):.2f}, {hours}:{minutes:02}:{seconds:02} left")
         if self.client.problem:
             line += f", {self.client.retries} retries ({self.client.problem})"
         if self.in_terminal:

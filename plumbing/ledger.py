@@ -8,11 +8,12 @@ It exists so that no answer is paid for twice and no budget is passed, whatever 
     raw.jsonl       each answer as it came, with finish_reason and usage, flushed before anything reads it
     lock            held by the one process that may write
 
-An answer in raw.jsonl is never asked for again. A try with neither an answer nor a refusal may have been paid for and
-lost; it counts against the budget as if it had used the most that it could. A kill leaves at most --concurrency of them.
+An answer in raw.jsonl is never asked for again. A try with neither an answer nor a refusal may have been paid
+for and lost; it counts against the budget as if it had used the most that it could. A kill leaves at most
+--concurrency of them.
 
-A request is {"id", "step", "type", "params", "model"}. Its row in raw.jsonl adds response, finish_reason, usage
-{"prompt_tokens", "completion_tokens", and "estimated" where the server gave none} and seconds.
+A request is {"id", "step", "type", "params", "model"}. Its row in raw.jsonl adds response, finish_reason,
+usage {"prompt_tokens", "completion_tokens", and "estimated" where the server gave none} and seconds.
 """
 import argparse
 import fcntl
@@ -21,11 +22,11 @@ import threading
 from collections import Counter
 
 from plumbing.errors import UserError, blame, check
-from plumbing.files import (append, file_sha256, open_log, parse_line, read_json, read_jsonl, read_lines, write_json,
-                            write_jsonl)
+from plumbing.files import (append, file_sha256, open_log, parse_line, read_json, read_jsonl, read_lines,
+                            write_json, write_jsonl)
 
-ANSWER = {"id": (int, str), "step": str, "type": str, "params": dict, "response": str}    # recorded files have no more
-PAID = {"model": str, "usage": dict}                                                      # raw.jsonl has
+ANSWER = {"id": (int, str), "step": str, "type": str, "params": dict, "response": str}    # for a replay
+PAID = {"model": str, "usage": dict}               # in raw.jsonl besides
 TASK = {"type": str, "task": str}
 
 
@@ -129,7 +130,7 @@ class Ledger:
         if not read_only:
             folder.mkdir(parents=True, exist_ok=True)
             self.lock = open(folder / "lock", "w")
-            try:                                   # the kernel frees this lock with the process, even a killed one
+            try:                                   # the kernel frees it with the process, even a killed one
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(f"{folder}: another process works here; wait for it or stop it") from None
@@ -170,7 +171,7 @@ class Ledger:
             for _ in range(perhaps_paid):
                 self.count_lost(most[key])
 
-    # ------------------------------------------------------------------------- what the run was begun with
+    # ----------------------------------------------------------------------- what the run was begun with
 
     def check_settings(self, settings: dict) -> dict:
         """Note the settings of a new run; refuse others than an old run's own. Returns the header."""
@@ -179,8 +180,9 @@ class Ledger:
             write_json(path, settings | {"tasks": None})
         header = read_json(path)
         for key, value in settings.items():
-            check(header.get(key) == value, f"{path}: the run was begun with {key} {header.get(key)}, not {value}: "
-                                            "go back to that, or choose another --out")
+            check(header.get(key) == value,
+                  f"{path}: the run was begun with {key} {header.get(key)}, not {value}: go back to that, or "
+                  "choose another --out")
         return header
 
     def frozen_tasks(self, settings: dict) -> dict | None:

@@ -1,6 +1,6 @@
-"""plumbing/report.py: what became of the answers, beside the paper's figures; and, before a run, what it will cost.
+"""plumbing/report.py: what became of the answers, beside the paper's figures; and what a run will cost.
 
-Nothing here decides what becomes an example; it counts, prints and estimates.
+Nothing here decides what becomes an example: it counts, prints and estimates, so that the lesson need not.
 """
 from array import array
 from collections import Counter, defaultdict
@@ -10,14 +10,16 @@ from plumbing.answers import Reject, normalize
 from plumbing.files import text_hash
 from plumbing.ledger import estimate_tokens, tokens_of
 
-PAPER = {"examples": 500_000, "distinct prompts": 150_000, "tokens": 180_000_000,        # section 4.1 and figure 2
+# Section 4.1 and figure 2. Types in thousands of examples, languages in per cent.
+PAPER = {"examples": 500_000, "distinct prompts": 150_000, "tokens": 180_000_000,
          "type": {"short-long": 167, "long-short": 122, "sts": 99, "bitext": 89, "long-long": 17,
-                  "short-short": 13},                                                    # thousands
+                  "short-short": 13},
          "language": {"English": 43.1, "Polish": 3.0, "Japanese": 2.9, "Italian": 2.9, "Russian": 2.9,
                       "Indonesian": 2.9, "German": 2.9, "Persian": 2.9, "Spanish": 2.8, "Chinese": 2.8,
-                      "French": 2.8, "Portuguese": 2.8, "Dutch": 2.8, "Arabic": 2.7}}    # per cent
+                      "French": 2.8, "Portuguese": 2.8, "Dutch": 2.8, "Arabic": 2.7}}
+# Means over data/recorded.jsonl.gz, for the estimate.
 ANSWER_TOKENS = {"short-long": 405, "long-short": 125, "sts": 108, "bitext": 112, "long-long": 512,
-                 "short-short": 31, "brainstorm": 480}     # means over data/recorded.jsonl.gz, for the estimate
+                 "short-short": 31, "brainstorm": 480}
 
 
 # ------------------------------------------------------------------------------------------ after every run
@@ -30,7 +32,7 @@ class Counts:
         self.prompts = set()                       # hashes of the examples' instructions
         self.tasks = defaultdict(set)              # type -> its brainstormed tasks, normalized
         self.lengths = defaultdict(lambda: array("I"))         # "type field" -> characters of each text
-        self.counters = defaultdict(Counter)       # answers, dropped, type, language, pair, found: as in report.json
+        self.counters = defaultdict(Counter)       # the counts of report.json, by its names: "answers", ...
 
     def answer(self, step: str) -> None:
         self.counters["answers"][step] += 1

@@ -1,6 +1,7 @@
 """generate.py: the draws, the two steps, the request on the wire, an answer becomes an example.
 
-What lies below it (retries, books, the repair of JSON) is in tests/plumbing/. Servers are real sockets on 127.0.0.1.
+What lies below it (retries, books, the repair of JSON) is in tests/plumbing/. A server is a real socket on
+127.0.0.1.
 """
 import collections
 import hashlib
@@ -96,7 +97,7 @@ def test_a_placeholder_without_values_is_a_users_error(tmp_path):
 
 # ---------------------------------------------------------------------------------- step 1: pools of tasks
 
-A, B, C, D = (json.dumps([f"Given a {word}, find its opposite."]) for word in ("word", "name", "fact", "date"))
+A, B, C, D = [json.dumps([f"Given a {word}, find its opposite."]) for word in ("word", "name", "day", "map")]
 NOTHING = "I cannot think of any."
 
 
@@ -181,7 +182,8 @@ def test_the_request_and_its_answer_on_the_wire(live):
                     "top_p": 1.0, "max_tokens": 77, "response_format": {"type": "json_object"}}
     assert "response_format" not in generate.request_body({"model": "m", "step": "brainstorm"}, "", args)
 
-    answer = {"choices": [{"message": {"content": "é"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 3}}
+    choice = {"message": {"content": "é"}, "finish_reason": "stop"}
+    answer = {"choices": [choice], "usage": {"prompt_tokens": 3}}
     server = FaultServer(scripted=lambda *_: (200, answer, {}))
     with requests.Session() as session:
         response = generate.post(session, server.url + "/chat/completions", KEY, body, seconds=5)

@@ -26,7 +26,8 @@ KEYS = list(ABC)
     ('Sure, here it is:\n{"S1": "one", "S2": "two", "S3": "three"}\nHope it helps {smile}!', "in prose"),
     ('<think>maybe {"S1": "x", "S2": "y", "S3": "z"}?</think>{"S1": "one", "S2": "two", "S3": "three"}',
      "clean"),
-    ('maybe {"S1": "x", "S2": "y", "S3": "z"}?\n</think>\n{"S1": "one", "S2": "two", "S3": "three"}', "clean"),
+    ('maybe {"S1": "x", "S2": "y", "S3": "z"}?\n</think>\n{"S1": "one", "S2": "two", "S3": "three"}',
+     "clean"),
     ('{"S1": "one", "S2": "two", "S3": "three",}', "repaired"),
     ("{'S1': 'one', 'S2': 'two', 'S3': 'three'}", "repaired"),
     ('{"S1": "one", "S2": "two", "S3": "three"} {"S1": "4", "S2": "5", "S3": "6"}', "doubled"),
@@ -110,7 +111,7 @@ def in_single_quotes(text):
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.tuples(TEXT, TEXT, TEXT), st.booleans(), st.booleans())
 def test_single_quotes_and_trailing_commas_lose_nothing(texts, single, comma):
-    # A quote right before a comma, colon or bracket cannot be told from the end of a string: none stands there.
+    # A quote right before a comma, colon or bracket cannot be told from the end of a string: there is none.
     texts = [re.sub(r"""['"](?=\s*[:,}\]])|[\ud800-\udfff]""", "", text.replace("'", "")) for text in texts]
     value = dict(zip(KEYS, texts))
     quoted = in_single_quotes if single else json.dumps
@@ -165,7 +166,7 @@ REASONS = {"truncated": 74, "missing keys": 45, "no JSON object": 29, "extra key
 
 
 def test_raw_answers_of_a_small_llm():
-    """200 answers of SmolLM2-135M (and six brainstorms) as llama.cpp's server gave them: prose, fences, loops.
+    """200 answers of SmolLM2-135M (and six brainstorms) as llama.cpp's server gave them: fences, loops.
 
     Made by tools/serve.py and generate.py --model smollm2 --n 200 --tasks 16 --patience 2 --no-json-mode
     --max-answer-tokens 300; sorted by id.

@@ -36,7 +36,8 @@ def test_models_share_the_requests(live):
 
 
 FIELDS = [
-    ("max_tokens", "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."),
+    ("max_tokens",
+     "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."),
     ("temperature", "Unsupported value: 'temperature' does not support 1.0 with this model."),
     ("response_format", "json_object mode is not available"),
 ]
@@ -219,9 +220,9 @@ def test_a_proxy_is_used_and_netrc_is_not(live, monkeypatch, tmp_path):
 
 def start(folder, server, *flags):
     environment = {**os.environ, "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY}
-    command = [sys.executable, ROOT / "generate.py", "--model", "m", "--tasks", "4", "--out", "run.jsonl", *flags]
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True)
+    fixed = "--model", "m", "--tasks", "4", "--out", "run.jsonl"
+    return subprocess.Popen([sys.executable, ROOT / "generate.py", *fixed, *flags], cwd=folder, env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_ctrl_c_stops_cleanly_and_the_rerun_finishes(tmp_path):

@@ -63,8 +63,8 @@ def test_a_stopping_ends_the_block_and_is_printed(tmp_path, capsys, error, code)
     with Ledger(tmp_path, {}) as ledger:
         raise error
     assert ledger.exit_code == code and ledger.lock.closed
-    assert capsys.readouterr().out == (f"stopped: {error}; what was answered stays, and the same command goes on "
-                                       "from there\n")
+    assert capsys.readouterr().out == (
+        f"stopped: {error}; what was answered stays, and the same command goes on from there\n")
 
 
 def test_other_errors_pass_and_close_the_books(tmp_path):
@@ -76,7 +76,8 @@ def test_other_errors_pass_and_close_the_books(tmp_path):
 
 def test_flags_of_models_and_prices():
     assert model_share("a:0.5") == ("a", 0.5) and model_share("a") == ("a", 1.0)
-    assert model_share("llama3:8b") == ("llama3:8b", 1.0) and model_share("llama3:8b:0.5") == ("llama3:8b", 0.5)
+    assert model_share("llama3:8b") == ("llama3:8b", 1.0)
+    assert model_share("llama3:8b:0.5") == ("llama3:8b", 0.5)
     assert model_price("llama3:8b:1:2") == {("llama3:8b", "in"): 1e-6, ("llama3:8b", "out"): 2e-6}
 
 
