@@ -3,4 +3,9 @@
     errors      how a script refuses: one line, exit code 2; flags with bounds
     files       JSON and JSON lines in, whole files out, logs that survive a kill
     ranks       several processes as one, under torchrun
+    tasks       task folders on disk -> rows that are known to be whole
+    metrics     vectors -> scores, each as mteb computes it
+    cache       vectors on disk, for the rerun
+    table       averages, the paper's figures, the table
+    progress    how far a long loop has come
 """
