@@ -22,7 +22,6 @@ for each kind of task, the loop. What it leaves to plumbing/: metrics (vectors -
 tasks (reads and checks the files), cache (vectors on disk), table (averages, the paper's figures), ranks (torchrun).
 """
 import argparse
-import hashlib
 import itertools
 import math
 import tempfile
@@ -35,12 +34,12 @@ import torch.nn.functional as F
 
 from model import Embedder, find_model
 from plumbing import metrics
-from plumbing.cache import VectorCache
+from plumbing.cache import PROBE, VectorCache, probe
 from plumbing.errors import Parser, at_least_0, check, command, positive
 from plumbing.files import write_json
 from plumbing.progress import progress
 from plumbing.ranks import end_ranks, print0, rank, start_ranks, sum_over_ranks, world_size
-from plumbing.table import averages, missing_parts, only_of_benchmark, percent, print_table, read_benchmark
+from plumbing.table import averages, missing_parts, only_of_benchmark, print_score, print_table, read_benchmark
 from plumbing.tasks import (CATEGORIES, check_ids, document_text, find_tasks, look_up_ids, read_queries, read_rows,
                             read_test, read_train_and_test)
 
@@ -88,18 +87,27 @@ def options(argv=None):
 # -------------------------------------------------------------------------- who gets the instruction
 
 # Retrieval has queries and documents, reranking has queries and candidates. In the six other kinds no side searches
-# the other: both sentences of a pair, all summaries, and all texts to be classified or clustered count as queries.
+# the other, and every text counts as a query: both sentences of a pair, all summaries, what is classified or clustered.
 INSTRUCTED = {                        # --instruct -> the sides that get the task's instruction
     "released": {"query", "candidate"},                                # as the released model was scored
     "queries": {"query"},
     "both": {"query", "candidate", "document"},
     "none": set(),
 }
-SIDE = {"document": "document", "candidates": "candidate"}             # a row's key -> its side; all others: query
+
+
+def side(key: str) -> str:
+    """The side of the texts under a row's key."""
+    return {"document": "document", "candidates": "candidate"}.get(key, "query")
+
+
+def texts_of(row: dict, key: str) -> list[str]:
+    """The texts under a row's key, which holds one or a list."""
+    return [row[key]] if isinstance(row[key], str) else row[key]
 
 
 def instructed(task: dict, row: dict, key: str, instruct: str) -> list[tuple[str, str]]:
-    """(instruction, text) of the text under a row's key, or of each text in the list there.
+    """(instruction, text) of each text under a row's key.
 
     >>> task, row = {"prompt": "Find the answer"}, {"query": "Why?", "candidates": ["So.", "No."]}
     >>> instructed(task, row, "query", "queries")
@@ -108,66 +116,76 @@ def instructed(task: dict, row: dict, key: str, instruct: str) -> list[tuple[str
     [('', 'So.'), ('', 'No.')]
     """
     prompt = ""
-    if SIDE.get(key, "query") in INSTRUCTED[instruct]:
+    if side(key) in INSTRUCTED[instruct]:
         prompt = row.get("prompt")
         if prompt is None:
             prompt = task["prompt"]
-    texts = [row[key]] if isinstance(row[key], str) else row[key]
-    return [(prompt, text) for text in texts]
+    return [(prompt, text) for text in texts_of(row, key)]
 
+
+# --------------------------------------------------------------------------------- texts -> vectors
 
 def is_normalized(kind: str, normalize: str) -> bool:
-    """Whether a kind's vectors are divided by their length: the released model's script does not for classification."""
+    """Whether vectors are divided by their length. For classification the released model's were not."""
     if normalize == "released":
         return kind != "classification"
     return normalize == "always"
 
 
 def is_stored(kind: str, key: str) -> bool:
-    """Whether --quantize applies: what a search asks with is not stored and stays whole."""
-    return not (kind in ("retrieval", "reranking") and SIDE.get(key, "query") == "query")
+    """Whether --quantize applies: a query is not stored, where it searches the other side."""
+    searches = kind in ("retrieval", "reranking") and side(key) == "query"
+    return not searches
 
-
-# -------------------------------------------------------------------------------- texts -> vectors
 
 class Encoder:
-    """An Embedder as an evaluation uses it. Its core is one line, self.embedder.encode(texts, prompts).
+    """An Embedder as an evaluation uses it, and what is stored of a vector: the first `dim` values, quantised.
 
-    Around it: equal texts are embedded once; the longest come first, so that memory runs out at once or never; ranks
-    share the blocks; a cache keeps them. dim, quantize: what is stored of a vector.
+    For a few texts, embedder.encode(texts, prompts) in place of `embed_once` would do. A long run adds there: equal
+    texts are embedded once; the longest come first, so that memory runs out at once or never; blocks show progress, are
+    kept in a cache and shared among ranks.
     """
 
     def __init__(self, embedder, args, cache: VectorCache | None = None, dim=0, quantize="none"):
         self.embedder, self.args, self.cache = embedder, args, cache
         self.dim, self.quantize = dim, quantize
         self.rank, self.world = rank(), world_size()
-        self.size = embedder.encode(PROBE[:1]).shape[1]            # D, whatever the text
-        self.texts = self.truncated = 0          # embedded so far; longer than --max-length
+        self.size = embedder.encode(PROBE[:1]).shape[1]                # D, whatever the text
+        self.texts = self.truncated = 0                                # embedded so far; longer than --max-length
 
     def embed(self, task: dict, rows: list[dict], *keys: str, label="", alone=False) -> list[torch.Tensor]:
-        """The texts under each key of the rows -> for each key [n, D], in the order of the rows; UserError: NaN.
+        """The texts under each key of the rows -> a [n, D] for each key, in the order of the rows. UserError: NaN.
 
-        A list of texts fills as many rows. label: names the work in lines of progress. alone: this rank does it all.
+        label: names the work in lines of progress. alone: this rank does it all.
         """
-        pairs = {key: [pair for row in rows for pair in instructed(task, row, key, self.args.instruct)]
-                 for key in keys}
-        distinct = set().union(*pairs.values())
-        distinct = sorted(distinct, key=lambda pair: (-len(pair[0]) - len(pair[1]), pair))
-        vectors = self.embed_blocks(distinct, label or task["name"], alone)         # [distinct, D]
+        kind = task["kind"]
+        pairs, sizes = [], []
+        for key in keys:
+            column = [pair for row in rows for pair in instructed(task, row, key, self.args.instruct)]
+            pairs += column
+            sizes.append(len(column))
+        vectors = self.embed_once(pairs, label or task["name"], alone)              # [all keys' n, D]
         check(vectors.isfinite().all(), f"{task['name']}: the model yields infinities or NaN; try --dtype float32")
         if self.dim:
-            vectors = vectors[:, :self.dim]      # Matryoshka: first truncate, then normalise
-        if is_normalized(task["kind"], self.args.normalize):
+            vectors = vectors[:, :self.dim]                            # Matryoshka: truncate, then normalise
+        if is_normalized(kind, self.args.normalize):
             vectors = F.normalize(vectors, dim=1)
-        number = {pair: i for i, pair in enumerate(distinct)}
         columns = []
-        for key in keys:
-            column = vectors[[number[pair] for pair in pairs[key]]]                 # [n, D]
-            columns.append(metrics.quantize(column, self.quantize) if is_stored(task["kind"], key) else column)
+        for key, column in zip(keys, vectors.split(sizes)):
+            if is_stored(kind, key):
+                column = metrics.quantize(column, self.quantize)
+            columns.append(column)
         return columns
 
+    def embed_once(self, pairs: list[tuple[str, str]], label: str, alone: bool) -> torch.Tensor:
+        """(instruction, text) pairs -> [n, D], not normalised, in the order of the pairs; equal pairs only once."""
+        distinct = sorted(set(pairs), key=lambda pair: (-len(pair[0]) - len(pair[1]), pair))       # longest first
+        vectors = self.embed_blocks(distinct, label, alone)
+        number = {pair: i for i, pair in enumerate(distinct)}
+        return vectors[[number[pair] for pair in pairs]]
+
     def embed_blocks(self, pairs: list[tuple[str, str]], label: str, alone: bool) -> torch.Tensor:
-        """Each rank embeds its share of the blocks and leaves zeros elsewhere; the sum over ranks is all: [n, D]."""
+        """Each rank embeds its share of the blocks and leaves zeros elsewhere; the sum over ranks is whole: [n, D]."""
         blocks = [slice(i, i + BLOCK) for i in range(0, len(pairs), BLOCK)]
         if not alone:
             blocks = blocks[self.rank::self.world]
@@ -180,7 +198,7 @@ class Encoder:
         return vectors.cpu()
 
     def embed_block(self, pairs: list[tuple[str, str]]) -> torch.Tensor:
-        """Vectors of one block, not normalised, from the cache if they lie there: [n, D]."""
+        """The vectors of one block, from the cache if they lie there: [n, D]."""
         kept = self.cache.get(pairs) if self.cache else None
         if kept is None:
             prompts, texts = zip(*pairs)
@@ -197,7 +215,7 @@ class Encoder:
 
 
 # -------------------------------------------------------------------------------- vectors -> scores
-# One function for each kind: (task, encoder) -> {metric: score}.
+# One function for each kind: (task, encoder) -> {metric: score}. embed gives one [n, D] for each key that it is told.
 
 def score_sts(task, encoder):
     """How well the cosines of the pairs rank as their gold scores do."""
@@ -236,7 +254,7 @@ def score_classification(task, encoder):
     accuracies = []
     for sample in samples:
         labels = [train[i]["label"] for i in sample]
-        sample_x = x[np.searchsorted(used, sample)]                    # [labels * samples_per_label, D]
+        sample_x = x[np.searchsorted(used, sample)]                    # [labels * samples_per_label, D]: used is sorted
         predicted = metrics.logistic_regression(sample_x, labels, test_x)
         correct = sum(p == g for p, g in zip(predicted, gold))
         accuracies.append(correct / len(gold))
@@ -258,14 +276,19 @@ def score_clustering(task, encoder):
     return {"v_measure": float(np.mean(scores)), "v_measures": scores}
 
 
+def by_row(vectors: torch.Tensor, rows: list[dict], key: str):
+    """[n, D] of a key that holds lists -> the vectors of each row."""
+    return vectors.split([len(texts_of(row, key)) for row in rows])
+
+
 def score_summarization(task, encoder):
     """A machine summary's score is its best cosine to a human one. Spearman with the ratings, mean over the texts."""
     rows = read_test(task)
     human, machine = encoder.embed(task, rows, "human_summaries", "machine_summaries")
-    human = F.normalize(human, dim=1).split([len(row["human_summaries"]) for row in rows])
-    machine = F.normalize(machine, dim=1).split([len(row["machine_summaries"]) for row in rows])
+    human = by_row(F.normalize(human, dim=1), rows, "human_summaries")
+    machine = by_row(F.normalize(machine, dim=1), rows, "machine_summaries")
     correlations, p_values = [], []
-    for row, humans, machines in zip(rows, human, machine):
+    for row, humans, machines in zip(rows, human, machine):            # [m, D] each
         # One summary at a time: a batched product rounds equal rows differently and loses their ties.
         predicted = [float((summary[None] @ humans.T).max()) for summary in machines]
         if len(set(predicted)) == 1 or len(set(row["relevance"])) == 1:
@@ -287,12 +310,12 @@ def score_reranking(task, encoder):
             for row in rows if row["positive"] and row["negative"]]
     check(used, f"{task['folder']}: no row has both positive and negative texts")
     queries, candidates = encoder.embed(task, used, "query", "candidates")
-    queries = F.normalize(queries, dim=1).split([len(instructed(task, row, "query", "none")) for row in used])
-    candidates = F.normalize(candidates, dim=1).split([len(row["candidates"]) for row in used])
+    queries = by_row(F.normalize(queries, dim=1), used, "query")
+    candidates = by_row(F.normalize(candidates, dim=1), used, "candidates")
     precisions = []
-    for row, query, candidate in zip(used, queries, candidates):
-        cosines = query @ candidate.T                                  # [sub-queries, candidates]
-        best = cosines.max(0).values.tolist()                          # a list of queries: the best one counts
+    for row, row_queries, row_candidates in zip(used, queries, candidates):
+        cosines = row_queries @ row_candidates.T                       # [1, or a list's queries; candidates]
+        best = cosines.max(0).values.tolist()                          # of several queries the best counts
         precisions.append(metrics.reranked_average_precision(best, len(row["positive"])))
     return {"map": round(sum(precisions) / len(precisions), 5), "skipped": len(rows) - len(used)}
 
@@ -368,20 +391,15 @@ def score_task(task: dict, encoder: Encoder) -> dict:
     check(metric in known, f"{task['folder']}/task.json: metric {metric!r}; {task['kind']} has {', '.join(known)}")
 
     scores = {"main_score": scores[metric], **scores}
-    scores = {name: None if value != value else value for name, value in scores.items()}           # NaN
+    for name in ("main_score", *known):
+        if math.isnan(scores[name]):
+            scores[name] = None                                        # JSON has no NaN
     counts = torch.tensor([encoder.texts, encoder.truncated], device=encoder.embedder.device)
     sum_over_ranks(counts)
     texts, truncated = counts.tolist()
-    seconds = time.time() - start
-    notes = [f"{seconds:.0f} s"]
-    if scores.get("skipped"):
-        notes.append(f"{scores['skipped']} rows or queries skipped")
-    if scores.get("unknown"):
-        notes.append(f"{scores['unknown']} judged documents are not in the corpus")
-    if truncated:
-        notes.append(f"{truncated} of {texts} texts cut at {encoder.args.max_length} tokens")
-    print0(f"  {task['name']}: {metric} {percent(scores['main_score'])} ({', '.join(notes)})")
-    return {**scores, "texts": texts, "cut": truncated, "seconds": round(seconds, 1)}
+    scores |= {"texts": texts, "cut": truncated, "seconds": round(time.time() - start, 1)}
+    print_score(task["name"], metric, scores, encoder.args.max_length)
+    return scores
 
 
 def evaluate(encoder: Encoder, tasks: list[dict], benchmark: dict | None = None) -> dict:
@@ -399,41 +417,33 @@ def evaluate(encoder: Encoder, tasks: list[dict], benchmark: dict | None = None)
     return {**averages(scores, categories), "details": details, "missing": missing}
 
 
-PROBE = [f"{i}. The ferry left the harbour at {i} past seven, a little late, as it does on most mornings in "
-         "winter. Why? Nobody on board could say; the captain, who has crossed this strait for thirty years, "
-         "blamed the tide, the crew blamed the captain, and the tide came in." for i in range(32)]
-
-
-def probe(embedder, args, tasks: list[dict]) -> tuple[str, int]:
-    """Embed some texts -> (the model's identity in the cache, D). Says about how long the tasks will take."""
-    embedder.encode(PROBE[:1])                                         # the first call pays for start-up
-    start = time.time()
-    vectors = embedder.encode(PROBE, normalize=False)
-    rate = len("".join(PROBE)) / (time.time() - start) * world_size()  # characters a second
-    size = sum(path.stat().st_size for task in tasks for path in task["folder"].glob("*.jsonl"))
-    print0(f"  {len(tasks)} tasks, {size / 1e6:.1f} MB, about {size / rate / 60:.1f} minutes")
-    # A model is known by what it does, its vectors of the probe to the last bit, and by what may matter only in longer
-    # or other texts: its settings, such as a window, and its tokenizer.
+def score_model(embedder, name: str, args, tasks: list[dict], benchmark: dict | None) -> dict[str, dict]:
+    """{the model's name and how its vectors are stored: result}, for each --dim with each --quantize."""
+    # A model is known by what it does to some texts, and by what may matter only in longer or other ones: its settings,
+    # such as a window, and its tokenizer.
     settings = f"{args.max_length} {args.pooling} {args.dtype}"
     if isinstance(embedder, Embedder):
         settings += f"{embedder.decoder.config}{embedder.tokenizer.to_str()}"
-    identity = hashlib.sha256(settings.encode() + vectors.numpy().tobytes()).hexdigest()
-    return identity, vectors.shape[1]
-
-
-def score_model(embedder, name: str, args, tasks: list[dict], benchmark: dict | None) -> dict[str, dict]:
-    """{name of the model and how its vectors are stored: result} for each --dim with each --quantize."""
-    identity, size = probe(embedder, args, tasks)
+    identity, size, rate = probe(embedder, settings)
     check(max(args.dim) <= size, f"--dim {max(args.dim)}: this model's vectors hold {size} values")
+    text = sum(path.stat().st_size for task in tasks for path in task["folder"].glob("*.jsonl"))
+    minutes = text / (rate * world_size()) / 60
+    print0(f"  {len(tasks)} tasks, {text / 1e6:.1f} MB, about {minutes:.1f} minutes")
+
     cache = VectorCache(args.cache, identity) if args.cache else None
     results = {}
     for dim, quantize in itertools.product(args.dim, args.quantize):
-        result = evaluate(Encoder(embedder, args, cache, dim, quantize), tasks, benchmark)
+        encoder = Encoder(embedder, args, cache, dim, quantize)
+        result = evaluate(encoder, tasks, benchmark)
         kept = dim or size
         stored_bytes = {"none": 4 * kept, "int8": kept + 4, "binary": math.ceil(kept / 8)}
         result["bytes_per_vector"] = stored_bytes[quantize]
-        suffix = f" {dim}" * bool(dim) + f" {quantize}" * (quantize != "none")
-        results[name + suffix] = result
+        label = name
+        if dim:
+            label += f" {dim}"
+        if quantize != "none":
+            label += f" {quantize}"
+        results[label] = result
     return results
 
 

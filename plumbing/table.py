@@ -94,6 +94,18 @@ def percent(score: float | None) -> str:
     return "-" if score is None else f"{100 * score:.1f}"
 
 
+def print_score(name: str, metric: str, scores: dict, max_length: int) -> None:
+    """The line of a task that is done, with what its user should know."""
+    notes = [f"{scores['seconds']:.0f} s"]
+    if scores.get("skipped"):
+        notes.append(f"{scores['skipped']} rows or queries skipped")
+    if scores.get("unknown"):
+        notes.append(f"{scores['unknown']} judged documents are not in the corpus")
+    if scores["cut"]:
+        notes.append(f"{scores['cut']} of {scores['texts']} texts cut at {max_length} tokens")
+    print0(f"  {name}: {metric} {percent(scores['main_score'])} ({', '.join(notes)})")
+
+
 def print_table(results: dict[str, dict], benchmark: dict | None) -> None:
     """Models side by side, scores times 100; with a benchmark, the published scores beside them."""
     published = benchmark["published"] if benchmark else {}

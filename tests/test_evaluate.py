@@ -294,23 +294,27 @@ def test_the_second_rank_embeds_its_half_of_a_corpus_that_is_smaller_than_a_chun
     assert first == len(vectors) == size // 2
 
 
-def identity(*flags, embedder=None) -> str:
-    return evaluate.probe(embedder or HashEmbedder(), evaluate.options(["m", *flags]), [])[0]
+def identity(monkeypatch, *flags, embedder=None) -> str:
+    """The name under which the cache would know this model."""
+    names = []
+    monkeypatch.setattr(evaluate, "VectorCache", lambda folder, identity: names.append(identity))
+    args = evaluate.options(["m", "--cache", "unused", *flags])
+    evaluate.score_model(embedder or HashEmbedder(), "m", args, [], None)
+    return names[0]
 
 
 def test_models_that_differ_only_past_the_probe_share_no_vectors(smollm2, monkeypatch):
-    monkeypatch.setattr(evaluate, "PROBE", evaluate.PROBE[:1])
-    names = [identity(embedder=Embedder.load(smollm2, device="cpu", sliding_window=window))
+    names = [identity(monkeypatch, embedder=Embedder.load(smollm2, device="cpu", sliding_window=window))
              for window in (None, None, 400)]
     other = Embedder.load(smollm2, device="cpu")
     other.tokenizer.add_tokens(["zzyzx"])
-    assert names[0] == names[1] and len({*names, identity(embedder=other)}) == 3
-    assert identity(embedder=HashEmbedder(48)) != identity()
+    assert names[0] == names[1] and len({*names, identity(monkeypatch, embedder=other)}) == 3
+    assert identity(monkeypatch, embedder=HashEmbedder(48)) != identity(monkeypatch)
 
 
 @pytest.mark.parametrize("flags", [["--max-length", "33"], ["--pooling", "mean"], ["--dtype", "float16"]])
-def test_flags_that_change_vectors_are_in_the_models_identity(flags):
-    assert identity(*flags) != identity() == identity("--batch-tokens", "99")
+def test_flags_that_change_vectors_are_in_the_models_identity(flags, monkeypatch):
+    assert identity(monkeypatch, *flags) != identity(monkeypatch) == identity(monkeypatch, "--batch-tokens", "99")
 
 
 def test_the_estimate_is_the_size_of_the_files(tmp_path, capsys):
