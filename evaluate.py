@@ -1,4 +1,4 @@
-"""evaluate.py: a model -> its scores on MTEB's seven kinds of task and bitext mining (arXiv 2401.00368, Table 1).
+"""evaluate.py: a model -> its scores on MTEB's seven kinds of task and bitext mining (arXiv 2401.00368).
 
     python evaluate.py models/smollm2-135m-l20 runs/demo --names base trained --tasks data/mini \\
         --out results/demo.json
@@ -15,11 +15,12 @@ A task is a folder: task.json (name, kind, metric, prompt, split) and JSON lines
     clustering           one set a line: sentences [..], labels [..]
     summarization        human_summaries [..], machine_summaries [..], relevance [..]
 
-A row's own `prompt` overrides the task's. What comes out is a table, the scores times 100, and with --out a JSON file.
+A row's own `prompt` overrides the task's. Out come a table of scores times 100 and, with --out, a JSON file.
 
-Read it in this order: who gets the instruction, which vectors are normalised, how texts become vectors, one function
-for each kind of task, the loop. What it leaves to plumbing/: metrics (vectors -> a number, each as mteb computes it),
-tasks (reads and checks the files), cache (vectors on disk), table (averages, the paper's figures), ranks (torchrun).
+Read it in this order: who gets the instruction, which vectors are normalised, how texts become vectors, one
+function for each kind of task, the loop over tasks and models. In plumbing/ stand the formulas (metrics.py), the
+reading and checking of files (tasks.py), the printing (table.py), and what millions of texts need: blocks.py
+embeds each once, shows progress and shares the work among ranks, and cache.py keeps the vectors.
 """
 import argparse
 import itertools
@@ -34,16 +35,15 @@ import torch.nn.functional as F
 
 from model import Embedder, find_model
 from plumbing import metrics
-from plumbing.cache import PROBE, VectorCache, probe
+from plumbing.blocks import BlockEncoder
+from plumbing.cache import VectorCache, probe
 from plumbing.errors import Parser, at_least_0, check, command, positive
 from plumbing.files import write_json
-from plumbing.progress import progress
-from plumbing.ranks import end_ranks, print0, rank, start_ranks, sum_over_ranks, world_size
+from plumbing.ranks import end_ranks, print0, rank, start_ranks, world_size
 from plumbing.table import averages, missing_parts, only_of_benchmark, print_score, print_table, read_benchmark
-from plumbing.tasks import (CATEGORIES, check_ids, document_text, find_tasks, look_up_ids, read_queries, read_rows,
-                            read_test, read_train_and_test)
+from plumbing.tasks import CATEGORIES, check_ids, document_text, find_tasks, look_up_ids
+from plumbing.tasks import read_queries, read_rows, read_test, read_train_and_test
 
-BLOCK = 256                           # texts: the unit of progress, of the cache and of sharing among ranks
 TOP_K = 1000                          # documents kept for each query, as in mteb
 DAY = 24 * 60                         # minutes
 
@@ -65,7 +65,8 @@ def options(argv=None):
         help="texts with the instruction: all but retrieval's documents; nor reranking's; all; none")
     add("--normalize", default="released", choices=("released", "always", "never"),
         help="unit vectors: for all kinds but classification; for all; for none")
-    add("--dim", type=at_least_0(int), nargs="+", default=[0], help="keep the first so many values of a vector (0: all)")
+    add("--dim", type=at_least_0(int), nargs="+", default=[0],
+        help="keep the first so many values of a vector (0: all)")
     add("--quantize", nargs="+", default=["none"], choices=("none", "int8", "binary"),
         help="how documents are stored; queries of retrieval and reranking stay whole. Several values here "
              "or in --dim: each model is scored in every combination")
@@ -84,12 +85,13 @@ def options(argv=None):
     return args
 
 
-# -------------------------------------------------------------------------- who gets the instruction
+# ------------------------------------------------------------------------------ who gets the instruction
 
-# Retrieval has queries and documents, reranking has queries and candidates. In the six other kinds no side searches
-# the other, and every text counts as a query: both sentences of a pair, all summaries, what is classified or clustered.
+# Retrieval has queries and documents, reranking has queries and candidates. In the six other kinds no side
+# searches the other, and every text counts as a query: both sentences of a pair, all summaries, all texts to be
+# classified or clustered.
 INSTRUCTED = {                        # --instruct -> the sides that get the task's instruction
-    "released": {"query", "candidate"},                                # as the released model was scored
+    "released": {"query", "candidate"},                      # as the released model was scored
     "queries": {"query"},
     "both": {"query", "candidate", "document"},
     "none": set(),
@@ -97,8 +99,12 @@ INSTRUCTED = {                        # --instruct -> the sides that get the tas
 
 
 def side(key: str) -> str:
-    """The side of the texts under a row's key."""
-    return {"document": "document", "candidates": "candidate"}.get(key, "query")
+    """The side of the texts under a row's key. score_retrieval and score_reranking make the first two keys."""
+    if key == "document":
+        return "document"
+    if key == "candidates":
+        return "candidate"
+    return "query"
 
 
 def texts_of(row: dict, key: str) -> list[str]:
@@ -115,7 +121,7 @@ def instructed(task: dict, row: dict, key: str, instruct: str) -> list[tuple[str
     >>> instructed(task, row, "candidates", "queries")
     [('', 'So.'), ('', 'No.')]
     """
-    prompt = ""
+    prompt = ""                                              # which leaves the text bare
     if side(key) in INSTRUCTED[instruct]:
         prompt = row.get("prompt")
         if prompt is None:
@@ -123,7 +129,7 @@ def instructed(task: dict, row: dict, key: str, instruct: str) -> list[tuple[str
     return [(prompt, text) for text in texts_of(row, key)]
 
 
-# --------------------------------------------------------------------------------- texts -> vectors
+# -------------------------------------------------------------------------------------- texts -> vectors
 
 def is_normalized(kind: str, normalize: str) -> bool:
     """Whether vectors are divided by their length. For classification the released model's were not."""
@@ -139,89 +145,53 @@ def is_stored(kind: str, key: str) -> bool:
 
 
 class Encoder:
-    """An Embedder as an evaluation uses it, and what is stored of a vector: the first `dim` values, quantised.
+    """Texts -> vectors, as an evaluation needs them. All it does to a text is
 
-    For a few texts, embedder.encode(texts, prompts) in place of `embed_once` would do. A long run adds there: equal
-    texts are embedded once; the longest come first, so that memory runs out at once or never; blocks show progress, are
-    kept in a cache and shared among ranks.
+        vectors = embedder.encode(texts, instructions, normalize=False)
+        vectors = F.normalize(vectors[:, :dim], dim=1)
+
+    with BlockEncoder in the embedder's place, for the long run. dim, quantize: what a store would keep of a vector.
     """
 
     def __init__(self, embedder, args, cache: VectorCache | None = None, dim=0, quantize="none"):
-        self.embedder, self.args, self.cache = embedder, args, cache
-        self.dim, self.quantize = dim, quantize
+        self.device, self.args = embedder.device, args
+        self.blocks = BlockEncoder(embedder, cache, args.batch_tokens)
+        self.dim, self.quantize = dim, quantize              # 0: all values
         self.rank, self.world = rank(), world_size()
-        self.size = embedder.encode(PROBE[:1]).shape[1]                # D, whatever the text
-        self.texts = self.truncated = 0                                # embedded so far; longer than --max-length
 
     def embed(self, task: dict, rows: list[dict], *keys: str, label="", alone=False) -> list[torch.Tensor]:
-        """The texts under each key of the rows -> a [n, D] for each key, in the order of the rows. UserError: NaN.
+        """The vectors of the texts under each key, in the order of the rows and of their lists: [n, D] a key.
 
-        label: names the work in lines of progress. alone: this rank does it all.
+        label: names the work in lines of progress. alone: this rank does it all. UserError: NaN or infinity.
         """
-        kind = task["kind"]
         pairs, sizes = [], []
         for key in keys:
             column = [pair for row in rows for pair in instructed(task, row, key, self.args.instruct)]
             pairs += column
             sizes.append(len(column))
-        vectors = self.embed_once(pairs, label or task["name"], alone)              # [all keys' n, D]
-        check(vectors.isfinite().all(), f"{task['name']}: the model yields infinities or NaN; try --dtype float32")
+        vectors = self.blocks.encode(pairs, label or task["name"], alone)            # [sum of sizes, D]
+        check(vectors.isfinite().all(),
+              f"{task['name']}: the model yields infinities or NaN; try --dtype float32")
         if self.dim:
-            vectors = vectors[:, :self.dim]                            # Matryoshka: truncate, then normalise
-        if is_normalized(kind, self.args.normalize):
+            vectors = vectors[:, :self.dim]                  # Matryoshka: truncated before it is normalised
+        if is_normalized(task["kind"], self.args.normalize):
             vectors = F.normalize(vectors, dim=1)
         columns = []
         for key, column in zip(keys, vectors.split(sizes)):
-            if is_stored(kind, key):
+            if is_stored(task["kind"], key):
                 column = metrics.quantize(column, self.quantize)
             columns.append(column)
         return columns
 
-    def embed_once(self, pairs: list[tuple[str, str]], label: str, alone: bool) -> torch.Tensor:
-        """(instruction, text) pairs -> [n, D], not normalised, in the order of the pairs; equal pairs only once."""
-        distinct = sorted(set(pairs), key=lambda pair: (-len(pair[0]) - len(pair[1]), pair))       # longest first
-        vectors = self.embed_blocks(distinct, label, alone)
-        number = {pair: i for i, pair in enumerate(distinct)}
-        return vectors[[number[pair] for pair in pairs]]
 
-    def embed_blocks(self, pairs: list[tuple[str, str]], label: str, alone: bool) -> torch.Tensor:
-        """Each rank embeds its share of the blocks and leaves zeros elsewhere; the sum over ranks is whole: [n, D]."""
-        blocks = [slice(i, i + BLOCK) for i in range(0, len(pairs), BLOCK)]
-        if not alone:
-            blocks = blocks[self.rank::self.world]
-        vectors = torch.zeros(len(pairs), self.size)
-        for block in progress(blocks, label, f"blocks of {BLOCK} texts"):
-            vectors[block] = self.embed_block(pairs[block])
-        if self.world > 1 and not alone:
-            vectors = vectors.to(self.embedder.device)
-            sum_over_ranks(vectors)
-        return vectors.cpu()
-
-    def embed_block(self, pairs: list[tuple[str, str]]) -> torch.Tensor:
-        """The vectors of one block, from the cache if they lie there: [n, D]."""
-        kept = self.cache.get(pairs) if self.cache else None
-        if kept is None:
-            prompts, texts = zip(*pairs)
-            before = self.embedder.cut
-            vectors = self.embedder.encode(list(texts), list(prompts), normalize=False,
-                                           tokens_per_chunk=self.args.batch_tokens)
-            kept = vectors, self.embedder.cut - before
-            if self.cache:
-                self.cache.put(pairs, *kept)
-        vectors, truncated = kept
-        self.texts += len(pairs)
-        self.truncated += truncated
-        return vectors
-
-
-# -------------------------------------------------------------------------------- vectors -> scores
-# One function for each kind: (task, encoder) -> {metric: score}. embed gives one [n, D] for each key that it is told.
+# -------------------------------------------------------------------------------------- vectors -> scores
+# One function for each kind: (task, encoder) -> {metric: score}. Each reads rows, embeds them, compares.
 
 def score_sts(task, encoder):
     """How well the cosines of the pairs rank as their gold scores do."""
     rows = read_test(task)
-    a, b = encoder.embed(task, rows, "sentence1", "sentence2")         # [n, D] each
-    cosines = metrics.paired_cosine(a.numpy(), b.numpy())
+    a, b = encoder.embed(task, rows, "sentence1", "sentence2")           # [n, D] each
+    cosines = metrics.paired_cosine(a.numpy(), b.numpy())                # [n]
     gold = [row["score"] for row in rows]
     return {"cosine_spearman": metrics.spearman(gold, cosines)}
 
@@ -238,23 +208,25 @@ def score_bitext(task, encoder):
     """Is the nearest sentence of the other side the translation, which stands in the same row?"""
     rows = read_test(task)
     a, b = encoder.embed(task, rows, "sentence1", "sentence2")
-    nearest = metrics.nearest(a, b)                                    # [n] row numbers
+    nearest = metrics.nearest(a, b)                                      # [n] numbers of rows of b
     gold = np.arange(len(rows))
     return {"f1": metrics.weighted_f1(gold, nearest), "accuracy": float(np.mean(nearest == gold))}
 
 
 def score_classification(task, encoder):
-    """Accuracy of ten logistic regressions, each on a few samples of each label, each tested on the whole split."""
+    """Accuracy of ten logistic regressions, each on a few samples a label, each tested on the whole split."""
     train, test = read_train_and_test(task)
     samples = metrics.sample_per_label([row["label"] for row in train], task["samples_per_label"])
-    used = sorted(set(sum(samples, [])))                               # only these training rows are embedded
-    [vectors] = encoder.embed(task, [train[i] for i in used] + test, "text")
-    x, test_x = vectors.numpy()[:len(used)], vectors.numpy()[len(used):]
+    used = sorted(set(sum(samples, [])))                                 # no other training row is embedded
+    row_of = {number: row for row, number in enumerate(used)}
+    [vectors] = encoder.embed(task, [train[number] for number in used] + test, "text")
+    x = vectors[:len(used)].numpy()                                      # [used, D]
+    test_x = vectors[len(used):].numpy()                                 # [test, D]
     gold = [row["label"] for row in test]
     accuracies = []
     for sample in samples:
-        labels = [train[i]["label"] for i in sample]
-        sample_x = x[np.searchsorted(used, sample)]                    # [labels * samples_per_label, D]: used is sorted
+        labels = [train[number]["label"] for number in sample]
+        sample_x = x[[row_of[number] for number in sample]]              # [labels * samples_per_label, D]
         predicted = metrics.logistic_regression(sample_x, labels, test_x)
         correct = sum(p == g for p, g in zip(predicted, gold))
         accuracies.append(correct / len(gold))
@@ -268,54 +240,60 @@ def score_clustering(task, encoder):
         labels = row["labels"]
         clusters = len(set(labels))
         if clusters == 1:
-            scores.append(1.0)                                         # by definition, as in mteb
+            scores.append(1.0)                                           # by definition, as in mteb
             continue
         [vectors] = encoder.embed(task, [row], "sentences")
-        groups = metrics.kmeans(vectors.numpy(), clusters)
+        groups = metrics.kmeans(vectors.numpy(), clusters)               # [sentences] cluster numbers
         scores.append(metrics.v_measure(labels, groups))
     return {"v_measure": float(np.mean(scores)), "v_measures": scores}
 
 
 def by_row(vectors: torch.Tensor, rows: list[dict], key: str):
-    """[n, D] of a key that holds lists -> the vectors of each row."""
+    """The vectors of all texts under a key [n, D] -> those of each row."""
     return vectors.split([len(texts_of(row, key)) for row in rows])
 
 
 def score_summarization(task, encoder):
-    """A machine summary's score is its best cosine to a human one. Spearman with the ratings, mean over the texts."""
+    """Spearman of the machine summaries' scores with their ratings, mean over the texts.
+
+    The score of a machine summary is its highest cosine to a human summary of the same text.
+    """
     rows = read_test(task)
     human, machine = encoder.embed(task, rows, "human_summaries", "machine_summaries")
     human = by_row(F.normalize(human, dim=1), rows, "human_summaries")
     machine = by_row(F.normalize(machine, dim=1), rows, "machine_summaries")
     correlations, p_values = [], []
-    for row, humans, machines in zip(rows, human, machine):            # [m, D] each
+    for row, humans, machines in zip(rows, human, machine):              # [h, D] and [m, D]
         # One summary at a time: a batched product rounds equal rows differently and loses their ties.
-        predicted = [float((summary[None] @ humans.T).max()) for summary in machines]
-        if len(set(predicted)) == 1 or len(set(row["relevance"])) == 1:
-            continue                                                   # no ranking to compare: as in mteb
-        rho = metrics.spearman(row["relevance"], predicted)
+        scores = [float((summary[None] @ humans.T).max()) for summary in machines]
+        if len(set(scores)) == 1 or len(set(row["relevance"])) == 1:
+            continue                                                     # no ranking to compare: as in mteb
+        rho = metrics.spearman(row["relevance"], scores)
         correlations.append(rho)
-        p_values.append(metrics.spearman_p_value(rho, len(predicted)))
+        p_values.append(metrics.spearman_p_value(rho, len(scores)))
+    skipped = len(rows) - len(correlations)
+    if skipped == len(rows):
+        correlations, p_values = [math.nan], [math.nan]
     # mteb's first SummEval averages the correlations together with their p-values, and so do all published
     # scores of that task; see mteb's issue 1156.
-    return {"cosine_spearman": float(np.mean(correlations)) if correlations else math.nan,
-            "cosine_spearman_with_p_values": float(np.mean(correlations + p_values)) if correlations else math.nan,
-            "skipped": len(rows) - len(correlations)}
+    return {"cosine_spearman": float(np.mean(correlations)),
+            "cosine_spearman_with_p_values": float(np.mean(correlations + p_values)),
+            "skipped": skipped}
 
 
 def score_reranking(task, encoder):
     """Mean average precision over the rows that have both kinds of candidates."""
     rows = read_test(task)
-    used = [{**row, "candidates": row["positive"] + row["negative"]}
-            for row in rows if row["positive"] and row["negative"]]
+    used = [row for row in rows if row["positive"] and row["negative"]]
     check(used, f"{task['folder']}: no row has both positive and negative texts")
+    used = [{**row, "candidates": row["positive"] + row["negative"]} for row in used]
     queries, candidates = encoder.embed(task, used, "query", "candidates")
     queries = by_row(F.normalize(queries, dim=1), used, "query")
     candidates = by_row(F.normalize(candidates, dim=1), used, "candidates")
     precisions = []
     for row, row_queries, row_candidates in zip(used, queries, candidates):
-        cosines = row_queries @ row_candidates.T                       # [1, or a list's queries; candidates]
-        best = cosines.max(0).values.tolist()                          # of several queries the best counts
+        cosines = row_queries @ row_candidates.T                         # [q, c]: q is 1, or a list's length
+        best = cosines.max(0).values.tolist()                            # of several queries the best counts
         precisions.append(metrics.reranked_average_precision(best, len(row["positive"])))
     return {"map": round(sum(precisions) / len(precisions), 5), "skipped": len(rows) - len(used)}
 
@@ -323,31 +301,33 @@ def score_reranking(task, encoder):
 def score_retrieval(task, encoder):
     """nDCG@10 of the documents nearest to each query by cosine.
 
-    Ten million documents pass in bounded memory: the corpus is read in chunks, each chunk's vectors are compared with
-    all queries and dropped, and for each query the best TOP_K so far stay, as row numbers. Only then, by reading the
-    file once more, do those numbers become ids.
+    Ten million documents pass in bounded memory: the corpus is read chunk by chunk, a chunk's vectors are
+    compared with all queries and dropped, and each query keeps the TOP_K best documents so far, by number.
+    Numbers become ids at the end, when the corpus is read once more.
     """
     corpus = task["folder"] / "corpus.jsonl"
     queries, qrels = read_queries(task)
     size = check_ids(corpus)
     [query_vectors] = encoder.embed(task, queries, "text")
-    query_vectors = query_vectors.to(encoder.embedder.device)
-    chunks = embed_corpus(task, encoder, corpus, size)
-    scores, numbers = metrics.search(query_vectors, chunks, TOP_K, encoder.quantize == "binary")    # [Q, TOP_K]
+    query_vectors = query_vectors.to(encoder.device)            # [Q, D]
+    chunks = embed_corpus(task, encoder, corpus, size)                   # a generator: not yet embedded
+    binary = encoder.quantize == "binary"
+    scores, numbers = metrics.search(query_vectors, chunks, TOP_K, binary)           # [Q, TOP_K] each
 
     judged = {document for row in queries for document in qrels[row["_id"]]}
     ids, unknown = look_up_ids(corpus, set(numbers.unique().tolist()), judged)
     ndcg, recall, average_precision = [], [], []
     for row, row_scores, row_numbers in zip(queries, scores.tolist(), numbers.tolist()):
-        run = {ids[n]: score for n, score in zip(row_numbers, row_scores) if n >= 0}
+        run = {ids[n]: score for n, score in zip(row_numbers, row_scores) if n >= 0}     # -1: no document
         if task.get("ignore_identical_ids"):
             run.pop(row["_id"], None)
-        ranking = metrics.trec_ranking(run)
-        relevance = qrels[row["_id"]]
+        ranking = metrics.trec_ranking(run)                              # ids, the best first
+        relevance = qrels[row["_id"]]                                    # id -> grade
         ndcg.append(metrics.ndcg(relevance, ranking, 10))
         recall.append(metrics.recall(relevance, ranking, 100))
         average_precision.append(metrics.ranked_average_precision(relevance, ranking))
-    # A judged query that is not there is skipped; such a document stays in the ideal ranking, as in mteb.
+    # As in mteb, a judged query that is missing is skipped, but a judged document that is missing counts as
+    # one that was not retrieved.
     return {"ndcg_at_10": round(sum(ndcg) / len(queries), 5),
             "recall_at_100": round(sum(recall) / len(queries), 5),
             "map_at_1000": round(sum(average_precision) / len(queries), 5),
@@ -356,17 +336,19 @@ def score_retrieval(task, encoder):
 
 
 def embed_corpus(task, encoder, corpus: Path, size: int):
-    """Yield (number of the first document, vectors [n, D] on the device) of this rank's chunks of the corpus."""
-    chunk = min(encoder.args.corpus_chunk, math.ceil(size / encoder.world))         # no rank without work
+    """Yield (number of the first document, vectors [n, D] on the device) of each chunk of this rank's."""
+    share = math.ceil(size / encoder.world)
+    chunk = min(encoder.args.corpus_chunk, share)                        # no rank without work
     for number, (first, rows) in enumerate(metrics.in_chunks(read_rows(corpus), chunk)):
-        if number % encoder.world == encoder.rank:
-            documents = [{"document": document_text(row)} for row in rows]
-            label = f"{task['name']}, documents from {first:,} of {size:,}"
-            [vectors] = encoder.embed(task, documents, "document", label=label, alone=True)
-            yield first, vectors.to(encoder.embedder.device)
+        if number % encoder.world != encoder.rank:
+            continue
+        documents = [{"document": document_text(row)} for row in rows]
+        label = f"{task['name']}, documents from {first:,} of {size:,}"
+        [vectors] = encoder.embed(task, documents, "document", label=label, alone=True)
+        yield first, vectors.to(encoder.device)
 
 
-KINDS = {     # kind -> its function, and the metric in the table, unless task.json names another of the function's
+KINDS = {                             # kind -> its function, and its metric unless task.json names another
     "classification": (score_classification, "accuracy"),
     "clustering": (score_clustering, "v_measure"),
     "pair-classification": (score_pair_classification, "max_ap"),
@@ -378,26 +360,23 @@ KINDS = {     # kind -> its function, and the metric in the table, unless task.j
 }
 
 
-# ---------------------------------------------------------------------------------------- the models
+# ---------------------------------------------------------------------------------------- tasks and models
 
 def score_task(task: dict, encoder: Encoder) -> dict:
-    """{"main_score", all the scores of the kind's function, "texts", "cut", "seconds"}; None: a score is undefined."""
+    """{"main_score", what the kind's function gives, "texts", "cut", "seconds"}; None: an undefined score."""
     start = time.time()
-    encoder.texts = encoder.truncated = 0
     score, metric = KINDS[task["kind"]]
+    metric = task.get("metric") or metric
     scores = score(task, encoder)
-    metric = task.get("metric", metric)
     known = [name for name, value in scores.items() if isinstance(value, float)]
-    check(metric in known, f"{task['folder']}/task.json: metric {metric!r}; {task['kind']} has {', '.join(known)}")
-
-    scores = {"main_score": scores[metric], **scores}
-    for name in ("main_score", *known):
+    check(metric in known,
+          f"{task['folder']}/task.json: metric {metric!r}; {task['kind']} has {', '.join(known)}")
+    for name in known:
         if math.isnan(scores[name]):
-            scores[name] = None                                        # JSON has no NaN
-    counts = torch.tensor([encoder.texts, encoder.truncated], device=encoder.embedder.device)
-    sum_over_ranks(counts)
-    texts, truncated = counts.tolist()
-    scores |= {"texts": texts, "cut": truncated, "seconds": round(time.time() - start, 1)}
+            scores[name] = None                                          # JSON has no NaN
+    texts, truncated = encoder.blocks.take_counts()
+    seconds = round(time.time() - start, 1)
+    scores = {"main_score": scores[metric], **scores, "texts": texts, "cut": truncated, "seconds": seconds}
     print_score(task["name"], metric, scores, encoder.args.max_length)
     return scores
 
@@ -412,31 +391,30 @@ def evaluate(encoder: Encoder, tasks: list[dict], benchmark: dict | None = None)
     missing = []
     if benchmark:
         missing, incomplete = missing_parts(benchmark, details)
-        scores |= dict.fromkeys(incomplete)
+        scores |= dict.fromkeys(incomplete)                              # None
     categories = {task["name"]: CATEGORIES[task["kind"]] for task in tasks}
     return {**averages(scores, categories), "details": details, "missing": missing}
 
 
 def score_model(embedder, name: str, args, tasks: list[dict], benchmark: dict | None) -> dict[str, dict]:
     """{the model's name and how its vectors are stored: result}, for each --dim with each --quantize."""
-    # A model is known by what it does to some texts, and by what may matter only in longer or other ones: its settings,
+    # The cache knows a model by its vectors of some texts, and by what may show only in others: its settings,
     # such as a window, and its tokenizer.
     settings = f"{args.max_length} {args.pooling} {args.dtype}"
     if isinstance(embedder, Embedder):
         settings += f"{embedder.decoder.config}{embedder.tokenizer.to_str()}"
     identity, size, rate = probe(embedder, settings)
     check(max(args.dim) <= size, f"--dim {max(args.dim)}: this model's vectors hold {size} values")
-    text = sum(path.stat().st_size for task in tasks for path in task["folder"].glob("*.jsonl"))
-    minutes = text / (rate * world_size()) / 60
-    print0(f"  {len(tasks)} tasks, {text / 1e6:.1f} MB, about {minutes:.1f} minutes")
-
+    characters = sum(path.stat().st_size for task in tasks for path in task["folder"].glob("*.jsonl"))
+    minutes = characters / (rate * world_size()) / 60
+    print0(f"  {len(tasks)} tasks, {characters / 1e6:.1f} MB, about {minutes:.1f} minutes")
     cache = VectorCache(args.cache, identity) if args.cache else None
     results = {}
     for dim, quantize in itertools.product(args.dim, args.quantize):
         encoder = Encoder(embedder, args, cache, dim, quantize)
         result = evaluate(encoder, tasks, benchmark)
-        kept = dim or size
-        stored_bytes = {"none": 4 * kept, "int8": kept + 4, "binary": math.ceil(kept / 8)}
+        values = dim or size
+        stored_bytes = {"none": 4 * values, "int8": values + 4, "binary": math.ceil(values / 8)}
         result["bytes_per_vector"] = stored_bytes[quantize]
         label = name
         if dim:
@@ -469,14 +447,14 @@ def main(argv=None):
     benchmark = read_benchmark(args.benchmark) if args.benchmark else None
     if benchmark:
         tasks = only_of_benchmark(tasks, benchmark, args.benchmark)
-    for model in args.models:                        # what is not there is missed now, not after an hour
+    for model in args.models:                                # one that is not there is missed now
         find_model(model)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         check(not args.out.is_dir(), f"--out {args.out}: a folder; name a file in it")
     with tempfile.TemporaryDirectory() as scratch:
         if len(args.dim) * len(args.quantize) > 1 and not args.cache:
-            args.cache = Path(scratch)               # a model's vectors are made once for all combinations
+            args.cache = Path(scratch)                       # a model embeds once for all combinations
         results = score_models(args, tasks, benchmark)
     print0()
     print_table(results, benchmark)

@@ -5,6 +5,7 @@
     ranks       several processes as one, under torchrun
     tasks       task folders on disk -> rows that are known to be whole
     metrics     vectors -> scores, each as mteb computes it
+    blocks      a million texts through an embedder
     cache       vectors on disk, for the rerun
     table       averages, the paper's figures, the table
     progress    how far a long loop has come

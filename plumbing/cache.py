@@ -1,7 +1,7 @@
 """plumbing/cache.py: vectors on disk, so that a rerun goes on where the last one stopped.
 
-A file holds one block of texts. Its name is a hash of the model's identity, the instructions and the texts, so a
-file is never out of date: whatever changes the vectors changes the name.
+A file holds one block of texts. Its name is a hash of the model's identity, the instructions and the texts, so
+a file is never out of date: whatever changes the vectors changes the name.
 """
 import hashlib
 import json
@@ -22,9 +22,9 @@ PROBE = [f"{i}. The ferry left the harbour at {i} past seven, a little late, as 
 def probe(embedder, settings: str) -> tuple[str, int, float]:
     """Embed the PROBE -> (the model's identity, values of a vector, characters embedded a second).
 
-    The identity is a hash of the vectors to the last bit, so of the weights, and of what may show in no text here.
+    The identity is a hash of the vectors to the last bit, and so of the weights, and of the settings.
     """
-    embedder.encode(PROBE[:1])                                         # the first call pays for start-up
+    embedder.encode(PROBE[:1])                                           # the first call pays for start-up
     start = time.time()
     vectors = embedder.encode(PROBE, normalize=False)
     seconds = time.time() - start
@@ -43,14 +43,14 @@ class VectorCache:
         return self.folder / key[:2] / f"{key}.npz"
 
     def get(self, pairs: list[tuple[str, str]]) -> tuple[torch.Tensor, int] | None:
-        """What was put for these (instruction, text) pairs: (vectors [n, D], number of truncated texts), or None."""
-        with suppress(Exception), np.load(self.path(pairs)) as file:   # absent, or damaged in one of many ways
+        """(vectors [n, D], number of truncated texts) as put for these (instruction, text) pairs, or None."""
+        with suppress(Exception), np.load(self.path(pairs)) as file:     # absent, or damaged in many ways
             return torch.from_numpy(file["vectors"]), int(file["cut"])
         return None
 
     def put(self, pairs: list[tuple[str, str]], vectors: torch.Tensor, truncated: int) -> None:
         def write(beside):
-            with open(beside, "wb") as file:                           # to a name, numpy would add .npz
+            with open(beside, "wb") as file:                             # to a name, numpy would add .npz
                 np.savez(file, vectors=vectors.numpy(), cut=truncated)
 
         replace_file(self.path(pairs), write)

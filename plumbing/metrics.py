@@ -1,7 +1,7 @@
-"""plumbing/metrics.py: vectors -> scores. What MTEB measures, each as one short pure function of numpy and torch.
+"""plumbing/metrics.py: vectors -> scores. What MTEB measures, as short pure functions of numpy and torch.
 
-Every function shows an example small enough to check by hand, and tests/plumbing/test_metrics.py holds it against
-scipy, scikit-learn or pytrec_eval on random data with ties. The procedures around them (which texts, which
+Every function shows an example small enough to check by hand, and tests/plumbing/test_metrics.py compares it
+with scipy, scikit-learn or pytrec_eval on random data with ties. The procedures around them (which texts, which
 prompt, which vectors) are in evaluate.py. Vectors are [n, d] float32 arrays; scores are floats from 0 to 1,
 correlations from -1 to 1, and nan where the reference's is undefined.
 """

@@ -8,7 +8,7 @@ EVERY = 5                             # seconds between two lines
 
 
 def progress(items: list, label: str, unit: str, clock=time.time):
-    """Yield the items; rank 0 says on stderr how many are done. The longest come first, so the rest takes less."""
+    """Yield the items; rank 0 says on stderr how many are done, and how long the rest takes at that rate."""
     start = shown = clock()
     for done, item in enumerate(items, 1):
         yield item

@@ -1,7 +1,8 @@
 """plumbing/tasks.py: task folders on disk -> rows that are known to be whole.
 
-evaluate.py's docstring shows the layouts. Here stand the schemas of the eight kinds, and beside them the readers, which
-name file and line of what does not fit. A corpus is never held in memory: it is read as often as it is needed.
+evaluate.py's docstring shows the layouts. Here stand the schemas of the eight kinds, and beside them the
+readers, which name file and line of what does not fit. A corpus is never held in memory: it is read as often as
+it is needed.
 """
 from collections import Counter
 from pathlib import Path
@@ -50,7 +51,7 @@ ROWS = {                              # kind -> the schema of a row
 # ------------------------------------------------------------------------------------------------- tasks
 
 def find_tasks(folders: list[str]) -> list[dict]:
-    """The task of every task.json in or below the folders, by category and name. UserError: none, or two of a name."""
+    """The tasks in or below the folders, by category and name. UserError: none, or two of one name."""
     tasks = {}
     for folder in folders:
         paths = sorted(Path(folder).rglob("task.json"))
@@ -164,14 +165,14 @@ def read_queries(task: dict) -> tuple[list[dict], dict[str, dict[str, int]]]:
 
 
 def check_ids(path: Path) -> int:
-    """Read a corpus or queries once -> the number of rows. UserError: a row is not whole, or two share an _id.
+    """Read a corpus or queries once -> the number of rows. UserError: a row is not whole, two share an _id.
 
     Of a row stay 8 bytes, a hash of its id, so that a corpus of any size passes.
     """
     hashes = np.fromiter((text_hash(row["_id"]) for row in read_rows(path, ROWS["retrieval"])), np.int64)
     hashes.sort()
     twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-    if twice:                                                          # equal ids, or different ones of equal hash
+    if twice:                                              # equal ids, or different ids with equal hashes
         suspects = Counter(row["_id"] for row in read_rows(path) if text_hash(row["_id"]) in twice)
         name, times = suspects.most_common(1)[0]
         check(times == 1, f"{path}: two rows have the _id {name!r}: remove or rename one")

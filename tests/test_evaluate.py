@@ -177,7 +177,7 @@ def test_vectors_come_in_the_order_of_the_rows_and_equal_texts_are_embedded_once
     rows = [{"one": "b", "many": ["a", "a much longer text"]}, {"one": "a", "many": ["b"]}]
     one, many = scorer.embed({"name": "", "kind": "sts", "prompt": ""}, rows, "one", "many")
     assert one.equal(embedder.encode(["b", "a"])) and many.equal(embedder.encode(["a", "a much longer text", "b"]))
-    assert scorer.texts == 3
+    assert scorer.blocks.take_counts() == (3, 0)
 
 
 def test_documents_are_stored_and_queries_stay_whole():

@@ -9,6 +9,7 @@ import pytest
 
 import evaluate
 from model import Embedder
+from plumbing.cache import PROBE
 from plumbing.tasks import find_tasks, read_qrels, read_rows, read_test
 from scoring import EVALDATA, MINI, ROOT, HashEmbedder, Recorder, encoder, mini_task, write_task
 
@@ -157,7 +158,7 @@ def test_the_same_texts_get_the_same_instructions_as_through_the_adapter(kind, t
     [task] = find_tasks([str(folder)])
     ours, theirs = Prompted(), Prompted()
     compare({**task, "prompt": TABLE[name]["prompt"]}, name, ours, monkeypatch, theirs)
-    assert {pair for pair in ours.seen if pair[1] not in evaluate.PROBE} == set(theirs.seen)
+    assert {pair for pair in ours.seen if pair[1] not in PROBE} == set(theirs.seen)
 
 
 PAIR = {"sentence1": "red apple", "sentence2": "red sea"}

@@ -72,14 +72,15 @@ def test_a_retrieval_task_needs_no_more_memory_for_a_larger_corpus(tmp_path):
 SHARDS = """
 import json, os, sys
 import evaluate
+from plumbing import blocks
 from plumbing.errors import command
 from scoring import Recorder
 spy = Recorder()
 evaluate.Embedder.load = lambda *_, **__: spy
-evaluate.BLOCK = 16                               # enough blocks for both
+blocks.BLOCK = 16                                 # enough blocks for both
 def main():
     evaluate.main()
-    embedded = [pair for pair in spy.seen if pair[1] not in evaluate.PROBE]
+    embedded = [pair for pair in spy.seen if pair[1] not in blocks.PROBE]
     with open(f"{sys.argv[-1]}.{os.environ.get('RANK', 0)}", "w") as file:
         json.dump(embedded, file)
 command(main)
