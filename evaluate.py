@@ -18,8 +18,8 @@ A task is a folder: task.json (name, kind, metric, prompt, split) and JSON lines
 A row's own `prompt` overrides the task's. Out come a table of scores times 100 and, with --out, a JSON file.
 
 Read it in this order: who gets the instruction, which vectors are normalised, how texts become vectors, one
-function for each kind of task, the loop over tasks and models. In plumbing/ stand the formulas (metrics.py), the
-reading and checking of files (tasks.py), the printing (table.py), and what millions of texts need: blocks.py
+function for each kind of task, the loop over tasks and models. In plumbing/ stand the formulas (metrics.py),
+the reading and checking of files (tasks.py), the printing (table.py), and what millions of texts need: blocks.py
 embeds each once, shows progress and shares the work among ranks, and cache.py keeps the vectors.
 """
 import argparse
@@ -40,7 +40,8 @@ from plumbing.cache import VectorCache, probe
 from plumbing.errors import Parser, at_least_0, check, command, positive
 from plumbing.files import write_json
 from plumbing.ranks import end_ranks, print0, rank, start_ranks, world_size
-from plumbing.table import averages, missing_parts, only_of_benchmark, print_score, print_table, read_benchmark
+from plumbing.table import averages, missing_parts, only_of_benchmark, read_benchmark
+from plumbing.table import print_score, print_table
 from plumbing.tasks import CATEGORIES, check_ids, document_text, find_tasks, look_up_ids
 from plumbing.tasks import read_queries, read_rows, read_test, read_train_and_test
 
@@ -88,8 +89,8 @@ def options(argv=None):
 # ------------------------------------------------------------------------------ who gets the instruction
 
 # Retrieval has queries and documents, reranking has queries and candidates. In the six other kinds no side
-# searches the other, and every text counts as a query: both sentences of a pair, all summaries, all texts to be
-# classified or clustered.
+# searches the other, and every text counts as a query: both sentences of a pair, all summaries, all texts to
+# be classified or clustered.
 INSTRUCTED = {                        # --instruct -> the sides that get the task's instruction
     "released": {"query", "candidate"},                      # as the released model was scored
     "queries": {"query"},
@@ -99,7 +100,7 @@ INSTRUCTED = {                        # --instruct -> the sides that get the tas
 
 
 def side(key: str) -> str:
-    """The side of the texts under a row's key. score_retrieval and score_reranking make the first two keys."""
+    """The side of the texts under a row's key. The first two keys are made by the functions that score."""
     if key == "document":
         return "document"
     if key == "candidates":
@@ -150,7 +151,7 @@ class Encoder:
         vectors = embedder.encode(texts, instructions, normalize=False)
         vectors = F.normalize(vectors[:, :dim], dim=1)
 
-    with BlockEncoder in the embedder's place, for the long run. dim, quantize: what a store would keep of a vector.
+    with BlockEncoder, made for many texts, in the embedder's place. dim, quantize: what is stored of a vector.
     """
 
     def __init__(self, embedder, args, cache: VectorCache | None = None, dim=0, quantize="none"):

@@ -1,7 +1,7 @@
 """plumbing/blocks.py: a million texts through an embedder, whose `encode` is made for some hundreds.
 
-Equal texts are embedded once. They go in blocks, the longest first, so that memory runs out at the start or never; a
-block done is a line of progress and a file in the cache, and the ranks share the blocks.
+Equal texts are embedded once. They go in blocks, the longest first, so that memory runs out at the start or
+never. Progress is shown by the block, the cache keeps blocks, and the ranks share them.
 """
 import torch
 
@@ -20,13 +20,13 @@ class BlockEncoder:
     def __init__(self, embedder, cache: VectorCache | None = None, batch_tokens: int | None = None):
         self.embedder, self.cache, self.batch_tokens = embedder, cache, batch_tokens
         self.size = embedder.encode(PROBE[:1]).shape[1]      # D, whatever the text
-        self.texts = 0                                       # embedded by this rank since the last take_counts
+        self.texts = 0                                       # embedded by this rank since take_counts
         self.truncated = 0                                   # of these, longer than the embedder's max_length
 
     def encode(self, pairs: list[Pair], label: str, alone=False) -> torch.Tensor:
         """-> [n, D] on the CPU, in the order of the pairs, not normalised.
 
-        label: names the work in lines of progress. alone: this rank does it all, and others may do something else.
+        label: names the work in lines of progress. alone: this rank does it all, whatever the others do.
         """
         distinct = sorted(set(pairs), key=lambda pair: (-len(pair[0]) - len(pair[1]), pair))
         blocks = [slice(i, i + BLOCK) for i in range(0, len(distinct), BLOCK)]

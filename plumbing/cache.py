@@ -1,7 +1,7 @@
 """plumbing/cache.py: vectors on disk, so that a rerun goes on where the last one stopped.
 
-A file holds one block of texts. Its name is a hash of the model's identity, the instructions and the texts, so
-a file is never out of date: whatever changes the vectors changes the name.
+A file holds one block of texts. Its name is a hash of the model's identity, the instructions and the texts,
+so a file is never out of date: whatever changes the vectors changes the name.
 """
 import hashlib
 import json

@@ -1,8 +1,8 @@
 """plumbing/metrics.py: vectors -> scores. What MTEB measures, as short pure functions of numpy and torch.
 
 Every function shows an example small enough to check by hand, and tests/plumbing/test_metrics.py compares it
-with scipy, scikit-learn or pytrec_eval on random data with ties. The procedures around them (which texts, which
-prompt, which vectors) are in evaluate.py. Vectors are [n, d] float32 arrays; scores are floats from 0 to 1,
+with scipy, scikit-learn or pytrec_eval on random data with ties. The procedures around them (which texts, with
+which instruction) are in evaluate.py. Vectors are [n, d] float32 arrays; scores are floats from 0 to 1,
 correlations from -1 to 1, and nan where the reference's is undefined.
 """
 import math

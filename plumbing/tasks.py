@@ -1,8 +1,8 @@
 """plumbing/tasks.py: task folders on disk -> rows that are known to be whole.
 
 evaluate.py's docstring shows the layouts. Here stand the schemas of the eight kinds, and beside them the
-readers, which name file and line of what does not fit. A corpus is never held in memory: it is read as often as
-it is needed.
+readers, which name file and line of what does not fit. A corpus is never held in memory: it is read as often
+as it is needed.
 """
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""evaluate.py's proof: the eight kinds of task worked by hand, who gets the instruction, what is normalised and stored."""
+"""evaluate.py's proof: the eight kinds by hand, who gets the instruction, what is normalised and stored."""
 import doctest
 import json
 import math
@@ -12,10 +12,12 @@ from model import Embedder
 from plumbing import metrics
 from plumbing.errors import UserError
 from plumbing.tasks import CATEGORIES
-from scoring import MINI, ROOT, Drawn, HashEmbedder, Recorder, encoder, mini_task, run, write_task
 from scripts import complaint
+from scoring import MINI, ROOT, Drawn, HashEmbedder, Recorder, encoder, mini_task, run, write_task
 
-EAST, NORTH_EAST, NORTH, WEST, SOUTH = [1, 0], [1, 1], [0, 1], [-1, 0], [0, -1]     # their cosines are known by heart
+# Texts whose cosines are known by heart: what a test's model makes of them.
+COMPASS = {"east": [1, 0], "as east": [1, 0], "north-east": [1, 1],
+           "north": [0, 1], "west": [-1, 0], "south": [0, -1]}
 
 
 def test_docstring_examples():
@@ -34,8 +36,6 @@ def pairs(key, values) -> list[dict]:
             for other, value in zip(("as east", "north-east", "north"), values)]
 
 
-COMPASS = {"east": EAST, "as east": EAST, "north-east": NORTH_EAST, "north": NORTH, "west": WEST, "south": SOUTH}
-
 
 def test_sts(tmp_path):
     """Ranks of the cosines 3, 2, 1; of the gold scores 3, 1, 2: Spearman is 1 - 6 * (0 + 1 + 1) / (3 * 8)."""
@@ -45,13 +45,14 @@ def test_sts(tmp_path):
 
 def test_pair_classification(tmp_path):
     """The pairs that mean the same stand first and third: (1/1 + 2/3) / 2."""
-    scores = details(tmp_path, {"kind": "pair-classification"}, Drawn(COMPASS), test=pairs("label", [1, 0, 1]))
+    rows = pairs("label", [1, 0, 1])
+    scores = details(tmp_path, {"kind": "pair-classification"}, Drawn(COMPASS), test=rows)
     assert scores["cosine_ap"] == scores["max_ap"] == scores["main_score"] == pytest.approx(5 / 6)
 
 
 def test_bitext(tmp_path):
     """Rows 0 and 2 find their translation, row 1 finds that of row 2. F1 by row: 1, 0, 2/3."""
-    other = {"x": [1, 0.1], "y": SOUTH, "z": [-1, 1]}
+    other = {"x": [1, 0.1], "y": [0, -1], "z": [-1, 1]}
     rows = [{"sentence1": a, "sentence2": b} for a, b in zip(("east", "north", "west"), other)]
     scores = details(tmp_path, {"kind": "bitext"}, Drawn({**COMPASS, **other}), test=rows)
     assert scores["f1"] == scores["main_score"] == pytest.approx(5 / 9)
@@ -59,7 +60,7 @@ def test_bitext(tmp_path):
 
 
 def test_classification(tmp_path):
-    """Trained on a row of each label, all ten experiments tell north from south: three of four rows are so labelled."""
+    """Trained on a row of each label, all ten experiments tell north from south, as do 3 of 4 labels."""
     train = [{"text": "north", "label": "up"}, {"text": "south", "label": "down"}]
     test = [{"text": text, "label": label} for text, label in
             (("far north", "up"), ("far south", "down"), ("north", "up"), ("south", "up"))]
@@ -76,8 +77,8 @@ def test_classification_embeds_only_the_training_rows_that_are_drawn(tmp_path):
 
 
 def test_clustering(tmp_path):
-    """A set that k-means parts as labelled, one with a single label, and one of x, y | y: mutual information 0.174
-    over entropies of 0.637."""
+    """A set that k-means parts as labelled, one with a single label, and one that it parts x, y | y: there
+    the mutual information is 0.174 and both entropies are 0.637."""
     sets = [{"sentences": ["east", "as east", "north"], "labels": labels}
             for labels in (["x", "x", "y"], ["x", "x", "x"], ["x", "y", "y"])]
     scores = details(tmp_path, {"kind": "clustering"}, Drawn(COMPASS), test=sets)
@@ -88,7 +89,7 @@ def test_clustering(tmp_path):
 
 
 def test_summarization(tmp_path):
-    """Best cosines 1, 0.707, 0 and ratings as in the STS example: rho is 0.5, whose p-value, of three, is 2/3."""
+    """Best cosines 1, 0.707, 0 and ratings as for STS: rho is 0.5, and its p-value, of three, 2/3."""
     row = {"human_summaries": ["south", "east"], "machine_summaries": ["as east", "north-east", "north"]}
     rows = [{**row, "relevance": [5, 1, 2]}, {**row, "relevance": [3, 3, 3]}]      # nothing to rank: skipped
     scores = details(tmp_path, {"kind": "summarization"}, Drawn(COMPASS), test=rows)
@@ -98,7 +99,7 @@ def test_summarization(tmp_path):
 
 
 def test_reranking(tmp_path):
-    """Of several queries the best counts; a row without both sides is skipped; negatives win ties: (1 + 1/2) / 2."""
+    """Of several queries the best counts, a row with one side is skipped, negatives win ties: (1 + 1/2) / 2."""
     rows = [{"query": ["south", "east"], "positive": ["as east"], "negative": ["north-east", "west"]},
             {"query": "east", "positive": [], "negative": ["north"]},
             {"query": "east", "positive": ["as east"], "negative": ["east"]}]
@@ -107,14 +108,16 @@ def test_reranking(tmp_path):
 
 
 def test_retrieval(tmp_path, capsys):
-    """d1 (the query's words) comes first, then d2 (one of them), whose grade is 2. Of the two judged queries one is
-    not there; a judged document that is not there stays in the ideal ranking."""
-    files = {"corpus": [{"_id": "d1", "title": "red", "text": "apple"}, {"_id": "d2", "title": "", "text": "apple pie"},
+    """d1 (the query's words) comes first, then d2 (one of them), whose grade is 2. Of the two judged queries
+    one is missing; a judged document that is missing stays in the ideal ranking."""
+    files = {"corpus": [{"_id": "d1", "title": "red", "text": "apple"},
+                        {"_id": "d2", "title": "", "text": "apple pie"},
                         {"_id": "d3", "text": "the sea at night"}],
              "queries": [{"_id": "q", "text": "red apple"}, {"_id": "unjudged", "text": "x"}],
              "qrels": "query-id\tcorpus-id\tscore\nq\td2\t2\nq\td1\t1\nlost\td1\t1\n"}
     scores = details(tmp_path, {"kind": "retrieval", "prompt": "p"}, **files)
-    assert scores["ndcg_at_10"] == scores["main_score"] == round((1 + 2 / math.log2(3)) / (2 + 1 / math.log2(3)), 5)
+    ndcg = (1 + 2 / math.log2(3)) / (2 + 1 / math.log2(3))
+    assert scores["ndcg_at_10"] == scores["main_score"] == round(ndcg, 5)
     assert scores["recall_at_100"] == scores["map_at_1000"] == 1 and scores["skipped"] == 1
     files["qrels"] = "q\td1\t1\nq\tgone\t1\n"
     scores = details(tmp_path, {"kind": "retrieval"}, **files)
@@ -130,7 +133,8 @@ def test_identical_ids_are_dropped_where_the_task_says_so(tmp_path):
 
 
 def test_chunks_of_the_corpus_do_not_change_the_scores():
-    whole, *parts = (run(MINI / "Retrieval", "--corpus-chunk", size)["details"]["Retrieval"] for size in (8192, 7, 100))
+    whole, *parts = (run(MINI / "Retrieval", "--corpus-chunk", size)["details"]["Retrieval"]
+                     for size in (8192, 7, 100))
     for part in parts:
         assert part["ndcg_at_10"] == whole["ndcg_at_10"] and part["map_at_1000"] == whole["map_at_1000"]
 
@@ -167,25 +171,18 @@ def test_which_texts_get_the_instruction(tmp_path, flag, query, document, candid
 def test_normalisation_follows_the_released_models_scoring():
     for kind, flag, unit in (("sts", "released", True), ("classification", "released", False),
                              ("classification", "always", True), ("sts", "never", False)):
-        [vectors] = encoder("--normalize", flag).embed({"name": "", "kind": kind, "prompt": ""}, [{"text": "a b"}], "text")
+        task = {"name": "", "kind": kind, "prompt": ""}
+        [vectors] = encoder("--normalize", flag).embed(task, [{"text": "a b"}], "text")
         assert vectors.norm().item() == pytest.approx(1) if unit else vectors.norm() > 2
-
-
-def test_vectors_come_in_the_order_of_the_rows_and_equal_texts_are_embedded_once():
-    embedder = Recorder()
-    scorer = encoder(embedder=embedder)
-    rows = [{"one": "b", "many": ["a", "a much longer text"]}, {"one": "a", "many": ["b"]}]
-    one, many = scorer.embed({"name": "", "kind": "sts", "prompt": ""}, rows, "one", "many")
-    assert one.equal(embedder.encode(["b", "a"])) and many.equal(embedder.encode(["a", "a much longer text", "b"]))
-    assert scorer.blocks.take_counts() == (3, 0)
 
 
 def test_documents_are_stored_and_queries_stay_whole():
     """All sides are stored where no side searches the other."""
     row = {"text": "a b", "document": "c d", "query": "e f", "candidates": ["g h"], "sentence1": "i j"}
     scorer = encoder("--quantize", "binary")
-    for kind, key, stored in (("retrieval", "text", False), ("retrieval", "document", True),
-                              ("reranking", "query", False), ("reranking", "candidates", True), ("sts", "sentence1", True)):
+    for kind, key, stored in (
+            ("retrieval", "text", False), ("retrieval", "document", True), ("reranking", "query", False),
+            ("reranking", "candidates", True), ("sts", "sentence1", True)):
         [vectors] = scorer.embed({"name": "", "kind": kind, "prompt": ""}, [row], key)
         assert bool((vectors.abs() == 1).all()) is stored
 
@@ -230,7 +227,7 @@ def test_a_metric_that_the_kind_does_not_have_is_refused(kind, metric, known, ro
 
 
 def test_a_metric_of_the_tasks_own_choice_is_the_main_score(tmp_path):
-    rows = [{"sentence1": "a", "sentence2": "a"}, {"sentence1": "b", "sentence2": "c"}, {"sentence1": "c", "sentence2": "b"}]
+    rows = [{"sentence1": a, "sentence2": b} for a, b in ("aa", "bc", "cb")]
     scores = details(tmp_path, {"kind": "bitext", "metric": "accuracy"}, test=rows)
     assert scores["main_score"] == scores["accuracy"] == pytest.approx(1 / 3)
 
@@ -243,22 +240,8 @@ def test_empty_and_endless_texts_are_scored(tmp_path):
 
 def test_nan_vectors_are_refused(tmp_path):
     with pytest.raises(UserError, match="T: the model yields infinities or NaN"):
-        details(tmp_path, {"kind": "sts"}, Drawn({**COMPASS, "north": [math.nan, 1]}), test=pairs("score", [1, 2, 3]))
-
-
-def test_texts_longer_than_the_limit_are_counted_and_reported(smollm2, tmp_path, capsys):
-    """The texts are "short", two long ones and one that stands twice: 2 of 3 are truncated, cached or not."""
-    rows = [{"sentence1": "short", "sentence2": "word " * 20, "score": 0},
-            {"sentence1": "short", "sentence2": "another " * 6, "score": 1}]
-    write_task(tmp_path / "S", {"kind": "sts"}, test=rows)
-    write_task(tmp_path / "T", {"kind": "sts"}, test=[{**rows[0], "sentence2": "brief"}] * 2)
-    out = tmp_path / "o.json"
-    for _ in range(2):
-        evaluate.main([str(smollm2), "--tasks", str(tmp_path), "--max-length", "6", "--device", "cpu",
-                       "--cache", str(tmp_path / "cache"), "--out", str(out)])
-        tasks = json.loads(out.read_text())[smollm2.name]["details"]
-        assert [(tasks[name]["cut"], tasks[name]["texts"]) for name in "ST"] == [(2, 3), (0, 2)]
-        assert capsys.readouterr().out.count("2 of 3 texts cut at 6 tokens") == 1
+        embedder = Drawn({**COMPASS, "north": [math.nan, 1]})
+        details(tmp_path, {"kind": "sts"}, embedder, test=pairs("score", [1, 2, 3]))
 
 
 # --------------------------------------------------------------------------------------------- the command
@@ -278,9 +261,11 @@ def test_flags_reach_the_model_and_the_search(tmp_path, monkeypatch):
     monkeypatch.setattr(Embedder, "load", lambda path, **flags: loaded.append(flags) or Spy())
     monkeypatch.setattr(metrics, "search", search)
     write_task(tmp_path / "R", {"kind": "retrieval"}, qrels="q\td1\t1\n",
-               corpus=[{"_id": f"d{i}", "text": f"{i}"} for i in range(9)], queries=[{"_id": "q", "text": "one"}])
+               corpus=[{"_id": f"d{i}", "text": f"{i}"} for i in range(9)],
+               queries=[{"_id": "q", "text": "one"}])
     evaluate.main([str(tmp_path), "--tasks", str(tmp_path), "--device", "cpu", "--dtype", "float16",
-                   "--pooling", "mean", "--max-length", "33", "--batch-tokens", "77", "--quantize", "none", "binary"])
+                   "--pooling", "mean", "--max-length", "33", "--batch-tokens", "77",
+                   "--quantize", "none", "binary"])
     assert loaded == [{"device": "cpu", "dtype": "float16", "max_length": 33, "pooling": "mean"}]
     assert chunks == {None, 77} and binaries == [False, True]             # None: the probe
 
@@ -294,29 +279,6 @@ def test_the_second_rank_embeds_its_half_of_a_corpus_that_is_smaller_than_a_chun
     assert first == len(vectors) == size // 2
 
 
-def identity(monkeypatch, *flags, embedder=None) -> str:
-    """The name under which the cache would know this model."""
-    names = []
-    monkeypatch.setattr(evaluate, "VectorCache", lambda folder, identity: names.append(identity))
-    args = evaluate.options(["m", "--cache", "unused", *flags])
-    evaluate.score_model(embedder or HashEmbedder(), "m", args, [], None)
-    return names[0]
-
-
-def test_models_that_differ_only_past_the_probe_share_no_vectors(smollm2, monkeypatch):
-    names = [identity(monkeypatch, embedder=Embedder.load(smollm2, device="cpu", sliding_window=window))
-             for window in (None, None, 400)]
-    other = Embedder.load(smollm2, device="cpu")
-    other.tokenizer.add_tokens(["zzyzx"])
-    assert names[0] == names[1] and len({*names, identity(monkeypatch, embedder=other)}) == 3
-    assert identity(monkeypatch, embedder=HashEmbedder(48)) != identity(monkeypatch)
-
-
-@pytest.mark.parametrize("flags", [["--max-length", "33"], ["--pooling", "mean"], ["--dtype", "float16"]])
-def test_flags_that_change_vectors_are_in_the_models_identity(flags, monkeypatch):
-    assert identity(monkeypatch, *flags) != identity(monkeypatch) == identity(monkeypatch, "--batch-tokens", "99")
-
-
 def test_the_estimate_is_the_size_of_the_files(tmp_path, capsys):
     write_task(tmp_path / "S", {"kind": "sts"},
                test=[{"sentence1": "a" * 999, "sentence2": f"b{i}", "score": i} for i in range(1000)])
@@ -325,12 +287,18 @@ def test_the_estimate_is_the_size_of_the_files(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--dim", -2], "--dim: -2: must be at least 0"), (["--corpus-chunk", 0], "--corpus-chunk: 0: must be above 0"),
-    (["--names", "a", "b"], "--names: 1 models"), (["--instruct", "all"], "--instruct: invalid choice: 'all'"),
-    (["--benchmark", "eng-v1"], "--tasks: none of the 8 tasks found is one of eng-v1's"),
-    ([], "no/such/model: no such model folder")])                         # missed before any model is scored
+    (["--dim", -2], "--dim: -2: must be at least 0"),
+    (["--corpus-chunk", 0], "--corpus-chunk: 0: must be above 0"),
+    (["--names", "a", "b"], "--names: 1 models"),
+    (["--instruct", "all"], "--instruct: invalid choice: 'all'"),
+    (["--benchmark", "eng-v1"], "--tasks: none of the 8 tasks found is one of eng-v1's")])
 def test_flags_that_cannot_be_followed_get_one_line(flags, message, capsys):
     assert message in complaint(capsys, evaluate.main, "no/such/model", "--tasks", MINI, *flags)
+
+
+def test_a_model_that_is_not_there_is_missed_before_any_is_scored(tmp_path, capsys):
+    assert "no/such/model: no such model folder" in complaint(
+        capsys, evaluate.main, tmp_path, "no/such/model", "--tasks", MINI)
 
 
 def test_more_values_than_a_vector_has_are_refused():
@@ -345,6 +313,7 @@ def test_results_that_cannot_be_written_are_refused_before_anything_is_scored(tm
 
 
 def test_the_command_prints_one_line_and_exits_with_2():
-    done = subprocess.run([sys.executable, "evaluate.py", "no/such/model"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "evaluate.py", "no/such/model"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("evaluate.py: no/such/model: ")

@@ -1,6 +1,7 @@
 """tools/hub.py and prompts/tasks.json: every layout of the hub's test sets becomes a task folder."""
 
 import csv
+import doctest
 import gzip
 import json
 import os
@@ -24,6 +25,10 @@ from scoring import EVALDATA, HashEmbedder
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "data" / "mini"
 TABLE = json.loads((ROOT / "prompts" / "tasks.json").read_text(encoding="utf-8"))
+
+
+def test_docstring_examples():
+    assert doctest.testmod(hub).failed == 0
 
 
 def mini(kind: str, file="test") -> list[dict]:

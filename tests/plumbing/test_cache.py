@@ -4,6 +4,8 @@ import shutil
 import pytest
 import torch
 
+import evaluate
+from model import Embedder
 from plumbing.cache import VectorCache
 from scoring import MINI, HashEmbedder, run
 
@@ -49,3 +51,27 @@ def test_a_damaged_cache_file_is_made_anew(damage, tmp_path):
         assert run(*flags, embedder=embedder)["tasks"] == first["tasks"]
         calls.append(embedder.calls)
     assert calls[0] > calls[1] == PROBES
+
+
+def identity(monkeypatch, *flags, embedder=None) -> str:
+    """The name under which the cache would know this model."""
+    names = []
+    monkeypatch.setattr(evaluate, "VectorCache", lambda folder, identity: names.append(identity))
+    args = evaluate.options(["m", "--cache", "unused", *flags])
+    evaluate.score_model(embedder or HashEmbedder(), "m", args, [], None)
+    return names[0]
+
+
+def test_models_that_differ_only_past_the_probe_share_no_vectors(smollm2, monkeypatch):
+    names = [identity(monkeypatch, embedder=Embedder.load(smollm2, device="cpu", sliding_window=window))
+             for window in (None, None, 400)]
+    other = Embedder.load(smollm2, device="cpu")
+    other.tokenizer.add_tokens(["zzyzx"])
+    assert names[0] == names[1] and len({*names, identity(monkeypatch, embedder=other)}) == 3
+    assert identity(monkeypatch, embedder=HashEmbedder(48)) != identity(monkeypatch)
+
+
+@pytest.mark.parametrize("flags", [["--max-length", "33"], ["--pooling", "mean"], ["--dtype", "float16"]])
+def test_flags_that_change_vectors_are_in_the_models_identity(flags, monkeypatch):
+    plain = identity(monkeypatch)
+    assert identity(monkeypatch, *flags) != plain == identity(monkeypatch, "--batch-tokens", "99")

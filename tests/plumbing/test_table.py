@@ -17,8 +17,7 @@ def test_docstring_examples():
     assert doctest.testmod(table).failed == 0
 
 
-def test_the_table_shows_models_stored_vectors_and_published_scores_and_names_what_is_missing(tmp_path, monkeypatch,
-                                                                                           capsys):
+def test_the_table_shows_models_and_published_scores_and_names_what_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Embedder, "load", lambda *_, **__: HashEmbedder())
     for name, kind in (("STSBenchmark", "STS"), ("SciFact", "Retrieval"), ("Foreign", "Bitext")):
         shutil.copytree(MINI / kind, tmp_path / name)

@@ -21,7 +21,8 @@ def test_docstring_examples():
 def test_tasks_come_by_category_and_name_with_what_they_leave_out(tmp_path):
     for name, kind in (("B", "sts"), ("A", "sts"), ("C", "classification")):
         write_task(tmp_path / name, {"kind": kind, "prompt": None}, test=STS_ROW)
-    (tmp_path / "A" / "task.json").write_text('\ufeff{"name": "A", "kind": "sts", "split": null}', encoding="utf-8")
+    least = '\ufeff{"name": "A", "kind": "sts", "split": null}'
+    (tmp_path / "A" / "task.json").write_text(least, encoding="utf-8")
     found = find_tasks([str(tmp_path), str(tmp_path / "A")])               # named twice, there once
     assert [task["name"] for task in found] == ["C", "A", "B"]
     assert found[1] == {"name": "A", "kind": "sts", "prompt": "", "split": "test", "samples_per_label": 8,
@@ -48,9 +49,9 @@ BAD_TASKS = [
     ({"kind": "sts", "prompt": 3}, "'prompt' is missing or not a string"),
     ({"kind": "sts", "note": ["a"]}, "'note' is missing or not a string"),
     ({"kind": "sts", "split": "a\0b"}, "'split' holds a NUL"),
-    ({"kind": "classification", "samples_per_label": "8"}, "'samples_per_label' is missing or not a whole number"),
+    ({"kind": "classification", "samples_per_label": "8"}, "'samples_per_label' is missing or not a whole"),
     ({"kind": "classification", "samples_per_label": 0}, "'samples_per_label' must be above 0"),
-    ({"kind": "retrieval", "ignore_identical_ids": "false"}, "'ignore_identical_ids' is missing or not true or false"),
+    ({"kind": "retrieval", "ignore_identical_ids": "false"}, "'ignore_identical_ids' is missing or not true"),
 ]
 
 
@@ -68,7 +69,7 @@ BAD_FILES = [
     ("sts", {"test": "\n"}, "test.jsonl: empty"),
     ("sts", {"test": STS_ROW + "{oops\n"}, "test.jsonl:2: not JSON"),
     ("sts", {"test": STS_ROW + "[1]\n"}, "test.jsonl:2: holds no JSON object"),
-    ("sts", {"test": STS_ROW + STS_ROW.replace('"a"', '"a\\ud800"')}, "test.jsonl:2: not JSON in UTF-8.*surrogates"),
+    ("sts", {"test": STS_ROW + STS_ROW.replace('"a"', '"a\\ud800"')}, "test.jsonl:2: not JSON .*surrogates"),
     # rows without what their kind needs
     ("sts", {"test": STS_ROW + '{"sentence1": "a", "score": 1}\n'}, "test.jsonl:2: 'sentence2' is missing"),
     ("sts", {"test": STS_ROW + STS_ROW.replace(": 1", ": NaN")}, "test.jsonl:2: 'score' is"),
@@ -77,20 +78,20 @@ BAD_FILES = [
     ("pair-classification", {"test": STS_ROW}, "test.jsonl:1: 'label' is"),
     ("bitext", {"test": '{"sentence1": "a"}\n'}, "test.jsonl:1: 'sentence2' is"),
     ("classification", {"test": [{"text": "a", "label": 1}]}, "train.jsonl: cannot be read"),
-    ("classification", {"test": [{"text": "a", "label": "1"}], "train": [{"text": "a", "label": i} for i in (1, 2)]},
+    ("classification", {"test": [{"text": "a", "label": "1"}], "train": [{"text": "a", "label": 1}]},
      "T: labels are numbers in some rows and strings in others"),
     ("clustering", {"test": [{"sentences": [], "labels": []}]}, "test.jsonl:1: 0 sentences, 0 labels"),
-    ("clustering", {"test": [{"sentences": ["a", "b"], "labels": [1]}]}, "test.jsonl:1: 2 sentences, 1 labels"),
+    ("clustering", {"test": [{"sentences": ["a", "b"], "labels": [1]}]}, "test.jsonl:1: 2 sentences, 1 label"),
     ("clustering", {"test": [{"sentences": ["a", "b"], "labels": [1, "1"]}]}, "test.jsonl:1: 'labels' is"),
     ("summarization", {"test": [{"human_summaries": [], "machine_summaries": ["b"], "relevance": [1]}]},
      "test.jsonl:1: a text needs a human summary"),
     ("summarization", {"test": [{"human_summaries": ["a"], "machine_summaries": ["b"], "relevance": []}]},
      "test.jsonl:1: 1 machine summaries, 0 ratings"),
-    ("summarization", {"test": [{"human_summaries": ["a"], "machine_summaries": ["b"], "relevance": [math.inf]}]},
+    ("summarization", {"test": [{"human_summaries": ["a"], "machine_summaries": [], "relevance": [math.inf]}]},
      "test.jsonl:1: 'relevance' is"),
-    ("reranking", {"test": [{"query": "q", "positive": ["a"], "negative": [1]}]}, "test.jsonl:1: 'negative' is"),
+    ("reranking", {"test": [{"query": "q", "positive": ["a"], "negative": [1]}]}, "jsonl:1: 'negative' is"),
     ("reranking", {"test": [{"query": [1], "positive": [], "negative": []}]}, "test.jsonl:1: 'query' is"),
-    ("reranking", {"test": [{"query": [], "positive": ["a"], "negative": ["b"]}]}, "test.jsonl:1: the query is an empty"),
+    ("reranking", {"test": [{"query": [], "positive": ["a"], "negative": ["b"]}]}, "jsonl:1: the query is"),
     ("reranking", {"test": [{"query": "q", "positive": [], "negative": []}]}, "T: no row has both"),
     # retrieval's three files
     ("retrieval", {"queries": QUERY}, "test.tsv: cannot be read"),
@@ -101,7 +102,8 @@ BAD_FILES = [
     ("retrieval", {"queries": QUERY * 2, "qrels": "q\td\t1\n"}, "queries.jsonl: two rows have the _id 'q'"),
     ("retrieval", {"queries": QUERY, "qrels": "q\td\t1\n", "corpus": [{"_id": "d", "text": "a"}] * 2},
      "corpus.jsonl: two rows have the _id 'd'"),
-    ("retrieval", {"queries": QUERY, "qrels": "q\td\t1\n", "corpus": [{"_id": "d"}]}, "corpus.jsonl:1: 'text' is"),
+    ("retrieval", {"queries": QUERY, "qrels": "q\td\t1\n", "corpus": [{"_id": "d"}]},
+     "corpus.jsonl:1: 'text' is"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Our scores beside the mteb package's own, on the same vectors: data/mini, EVALDATA, and what mteb does at the edges."""
+"""Our scores beside the mteb package's own, on the same vectors: data/mini, EVALDATA, and edge cases."""
 import json
 import math
 import shutil
@@ -152,7 +152,7 @@ def test_the_same_texts_get_the_same_instructions_as_through_the_adapter(kind, t
     name = HARNESS[kind][0]
     folder = tmp_path / "T"
     shutil.copytree(mini_task(kind)["folder"], folder)
-    for path in folder.glob("*.jsonl"):                                  # no row has an instruction of its own
+    for path in folder.glob("*.jsonl"):              # no row has an instruction of its own
         rows = [{**row, "prompt": None} for row in read_rows(path)]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     [task] = find_tasks([str(folder)])

@@ -25,7 +25,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
 
 def test_a_million_vectors_pass_in_fixed_memory():
     """256 MB of vectors go by; what stays is 20 x 1000 scores and a chunk of 2 MB."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", MEMORY]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 40_000, f"{done.stdout} kB"
 
 

@@ -1,4 +1,4 @@
-"""Stand-ins for a model, and task folders made on the spot: what the tests of evaluate.py and of its plumbing share."""
+"""Stand-ins for a model and task folders made on the spot, for the tests of evaluate.py and its plumbing."""
 import hashlib
 import json
 import os
