@@ -33,10 +33,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model import Embedder, find_model
+from model import Embedder
 from plumbing import metrics
 from plumbing.blocks import BlockEncoder
 from plumbing.cache import VectorCache, probe
+from plumbing.checkpoint import find_model
 from plumbing.errors import Parser, at_least_0, check, command, positive
 from plumbing.files import write_json
 from plumbing.ranks import end_ranks, print0, rank, start_ranks, world_size
@@ -146,18 +147,19 @@ def is_stored(kind: str, key: str) -> bool:
 
 
 class Encoder:
-    """Texts -> vectors, as an evaluation needs them. All it does to a text is
+    """Texts -> vectors, as an evaluation needs them. At its core it is
 
         vectors = embedder.encode(texts, instructions, normalize=False)
         vectors = F.normalize(vectors[:, :dim], dim=1)
 
-    with BlockEncoder, made for many texts, in the embedder's place. dim, quantize: what is stored of a vector.
+    The texts may be millions, so a BlockEncoder stands in for the embedder. dim, quantize: what is stored of a
+    vector; the defaults are all of it.
     """
 
     def __init__(self, embedder, args, cache: VectorCache | None = None, dim=0, quantize="none"):
         self.device, self.args = embedder.device, args
         self.blocks = BlockEncoder(embedder, cache, args.batch_tokens)
-        self.dim, self.quantize = dim, quantize              # 0: all values
+        self.dim, self.quantize = dim, quantize
         self.rank, self.world = rank(), world_size()
 
     def embed(self, task: dict, rows: list[dict], *keys: str, label="", alone=False) -> list[torch.Tensor]:

@@ -47,10 +47,10 @@ class BlockEncoder:
         kept = self.cache.get(pairs) if self.cache else None
         if kept is None:
             instructions, texts = zip(*pairs)
-            before = self.embedder.cut
+            before = self.embedder.truncated
             vectors = self.embedder.encode(list(texts), list(instructions), normalize=False,
                                            tokens_per_chunk=self.batch_tokens)
-            kept = vectors, self.embedder.cut - before
+            kept = vectors, self.embedder.truncated - before
             if self.cache:
                 self.cache.put(pairs, *kept)
         vectors, truncated = kept

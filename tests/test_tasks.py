@@ -17,7 +17,7 @@ import hub
 import mteb_results
 from scripts import complaint
 from hub_standin import Hub
-from model import UserError
+from plumbing.errors import UserError
 from plumbing.table import read_benchmark
 from plumbing.tasks import CATEGORIES, find_tasks, read_qrels, read_rows
 from scoring import EVALDATA, HashEmbedder

@@ -37,7 +37,7 @@ import torch
 import evaluate
 folder, documents = Path(sys.argv[1]), int(sys.argv[2])
 class Sketch:                                     # the text's checksum decides its vector
-    device, cut = torch.device("cpu"), 0
+    device, truncated = torch.device("cpu"), 0
     def encode(self, texts, prompts="", normalize=False, tokens_per_chunk=0):
         sums = torch.tensor([zlib.crc32(text.encode()) for text in texts])
         return torch.sin(sums[:, None] % 9973 * torch.arange(1, 9) + sums[:, None] // 9973).float()

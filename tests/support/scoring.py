@@ -20,7 +20,7 @@ EVALDATA = Path(os.environ.get("PLAIN_E5_EVALDATA", ROOT.parent / "shared" / "ev
 
 class HashEmbedder:
     """Stands in for a model: the text alone decides its vector, word by word, so equal texts tie exactly."""
-    device, words, cut = torch.device("cpu"), {}, 0
+    device, words, truncated = torch.device("cpu"), {}, 0
 
     def __init__(self, size=64):
         self.size, self.calls = size, 0
