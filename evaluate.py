@@ -15,12 +15,12 @@ A task is a folder: task.json (name, kind, metric, prompt, split) and JSON lines
     clustering           one set a line: sentences [..], labels [..]
     summarization        human_summaries [..], machine_summaries [..], relevance [..]
 
-A row's own `prompt` overrides the task's. Out come a table of scores times 100 and, with --out, a JSON file.
+A row's own `prompt` overrides the task's. The output is a table, scores times 100, and with --out a JSON file.
 
 Read it in this order: who gets the instruction, which vectors are normalised, how texts become vectors, one
-function for each kind of task, the loop over tasks and models. In plumbing/ stand the formulas (metrics.py),
-the reading and checking of files (tasks.py), the printing (table.py), and what millions of texts need: blocks.py
-embeds each once, shows progress and shares the work among ranks, and cache.py keeps the vectors.
+function for each kind of task, the loop over tasks and models. The rest is in plumbing/: metrics.py has the
+formulas, tasks.py reads and checks the files, blocks.py embeds millions of texts (each once, with progress,
+shared among ranks), cache.py keeps vectors on disk, table.py has the published scores and prints.
 """
 import argparse
 import itertools
@@ -101,7 +101,7 @@ INSTRUCTED = {                        # --instruct -> the sides that get the tas
 
 
 def side(key: str) -> str:
-    """The side of the texts under a row's key. The first two keys are made by the functions that score."""
+    """The side of the texts under a row's key. embed_corpus and score_reranking make the two special keys."""
     if key == "document":
         return "document"
     if key == "candidates":
@@ -141,7 +141,7 @@ def is_normalized(kind: str, normalize: str) -> bool:
 
 
 def is_stored(kind: str, key: str) -> bool:
-    """Whether --quantize applies: a query is not stored, where it searches the other side."""
+    """Whether --quantize applies. A query that searches is never stored, so it stays whole."""
     searches = kind in ("retrieval", "reranking") and side(key) == "query"
     return not searches
 
@@ -191,7 +191,7 @@ class Encoder:
 # One function for each kind: (task, encoder) -> {metric: score}. Each reads rows, embeds them, compares.
 
 def score_sts(task, encoder):
-    """How well the cosines of the pairs rank as their gold scores do."""
+    """Spearman's correlation of the pairs' cosines with their gold scores."""
     rows = read_test(task)
     a, b = encoder.embed(task, rows, "sentence1", "sentence2")           # [n, D] each
     cosines = metrics.paired_cosine(a.numpy(), b.numpy())                # [n]
@@ -200,7 +200,7 @@ def score_sts(task, encoder):
 
 
 def score_pair_classification(task, encoder):
-    """Average precision: do the pairs that mean the same lie closer than the others?"""
+    """Average precision: pairs that mean the same should lie closer than the others."""
     rows = read_test(task)
     a, b = encoder.embed(task, rows, "sentence1", "sentence2")
     labels = [row["label"] for row in rows]
@@ -208,7 +208,7 @@ def score_pair_classification(task, encoder):
 
 
 def score_bitext(task, encoder):
-    """Is the nearest sentence of the other side the translation, which stands in the same row?"""
+    """F1 of taking the nearest sentence of the other side for the translation, which is in the same row."""
     rows = read_test(task)
     a, b = encoder.embed(task, rows, "sentence1", "sentence2")
     nearest = metrics.nearest(a, b)                                      # [n] numbers of rows of b
@@ -341,7 +341,7 @@ def score_retrieval(task, encoder):
 def embed_corpus(task, encoder, corpus: Path, size: int):
     """Yield (number of the first document, vectors [n, D] on the device) of each chunk of this rank's."""
     share = math.ceil(size / encoder.world)
-    chunk = min(encoder.args.corpus_chunk, share)                        # no rank without work
+    chunk = min(encoder.args.corpus_chunk, share)                        # so that each rank has work
     for number, (first, rows) in enumerate(metrics.in_chunks(read_rows(corpus), chunk)):
         if number % encoder.world != encoder.rank:
             continue
@@ -450,7 +450,7 @@ def main(argv=None):
     benchmark = read_benchmark(args.benchmark) if args.benchmark else None
     if benchmark:
         tasks = only_of_benchmark(tasks, benchmark, args.benchmark)
-    for model in args.models:                                # one that is not there is missed now
+    for model in args.models:                                # a wrong path shows now, not after an hour
         find_model(model)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

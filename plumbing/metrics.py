@@ -101,7 +101,8 @@ def average_precision(labels, scores) -> float:
     labels, scores = np.asarray(labels), np.asarray(scores)
     order = np.argsort(-scores, kind="stable")
     labels, scores = labels[order], scores[order]
-    ends = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1)     # last row of each tie
+    drops = np.flatnonzero(scores[1:] != scores[:-1])
+    ends = np.append(drops, len(scores) - 1)             # the last row of each tie
     hits = np.cumsum(labels == 1)[ends]                  # positives at or above each threshold
     if hits[-1] == 0:
         return 0.0
@@ -183,11 +184,12 @@ def search(queries: torch.Tensor, chunks, k: int, binary=False) -> tuple[torch.T
             cosine = queries[part] @ documents.T         # [q, n]
             agreement = cosine
             if binary:
-                agreement = torch.where(queries[part] < 0, -1.0, 1.0) @ documents.T
-            ranked_by[part], scores[part], numbers[part] = best(
-                torch.cat((ranked_by[part], agreement), 1),
-                torch.cat((scores[part], cosine), 1),
-                torch.cat((numbers[part], new.expand(len(part), -1)), 1))
+                signs = torch.where(queries[part] < 0, -1.0, 1.0)
+                agreement = signs @ documents.T
+            all_agreements = torch.cat((ranked_by[part], agreement), 1)                  # [q, k + n]
+            all_scores = torch.cat((scores[part], cosine), 1)
+            all_numbers = torch.cat((numbers[part], new.expand(len(part), -1)), 1)
+            ranked_by[part], scores[part], numbers[part] = best(all_agreements, all_scores, all_numbers)
     if world_size() > 1:                                 # each rank has seen its share of the documents
         ranked_by, scores, numbers = best(gather(ranked_by, 1), gather(scores, 1), gather(numbers, 1))
     return scores.cpu(), numbers.cpu()
@@ -290,8 +292,9 @@ def logistic_regression(x: np.ndarray, labels: list, test: np.ndarray) -> list:
     ['low', 'high']
     """
     classes, targets = np.unique(labels, return_inverse=True)
-    x, test = torch.tensor(x, dtype=torch.float64), torch.tensor(test, dtype=torch.float64)
     targets = torch.from_numpy(targets)
+    x = torch.tensor(x, dtype=torch.float64)
+    test = torch.tensor(test, dtype=torch.float64)
     # The best W is a combination of the training rows, so with fewer rows than dimensions the problem is
     # solved in the rows' own coordinates: x = coordinates @ basis, which leaves |W| and x W^T as they are.
     if x.shape[0] < x.shape[1]:
@@ -307,8 +310,10 @@ def logistic_regression(x: np.ndarray, labels: list, test: np.ndarray) -> list:
     weight = torch.zeros(heads, x.shape[1] + 1, dtype=x.dtype, requires_grad=True)
 
     def logits(rows):
-        z = rows @ weight[:, :-1].T + weight[:, -1]      # [n, classes]
-        return F.pad(z, (1, 0)) if len(classes) == 2 else z
+        z = rows @ weight[:, :-1].T + weight[:, -1]      # [n, heads]
+        if len(classes) == 2:
+            z = F.pad(z, (1, 0))                         # a column of zeros before it
+        return z                                         # [n, classes]
 
     def loss():
         optimizer.zero_grad()
@@ -387,7 +392,8 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     [[25.0]]
     """
     x, y = x.astype(np.float64), y.astype(np.float64)
-    return np.maximum((x * x).sum(1)[:, None] - 2 * x @ y.T + (y * y).sum(1), 0)
+    squares = (x * x).sum(1)[:, None] - 2 * x @ y.T + (y * y).sum(1)
+    return np.maximum(squares, 0)                        # rounding may take a 0 below 0
 
 
 def v_measure(labels, groups) -> float:
@@ -407,7 +413,7 @@ def v_measure(labels, groups) -> float:
         return -np.sum(p * np.log(p)) if len(p) > 1 else 0.0
 
     by_label, by_group = table.sum(1), table.sum(0)
-    independent = np.outer(by_label, by_group)           # what the table would be
+    independent = np.outer(by_label, by_group)           # the table, if labels said nothing of groups
     seen = table > 0
     mutual = max(0.0, np.sum(table[seen] * np.log(table[seen] / independent[seen])))
     homogeneity = mutual / entropy(by_label) if entropy(by_label) else 1.0
@@ -426,7 +432,11 @@ def nearest(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
     [1, 0]
     """
     a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
-    return torch.cat([torch.topk(rows @ b.T, 1).indices[:, 0] for rows in a.split(100)]).numpy()
+    numbers = []
+    for rows in a.split(100):                            # so that memory holds 100 x m cosines
+        cosines = rows @ b.T
+        numbers.append(torch.topk(cosines, 1).indices[:, 0])
+    return torch.cat(numbers).numpy()
 
 
 def weighted_f1(labels, predictions) -> float:
