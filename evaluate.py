@@ -15,7 +15,7 @@ A task is a folder: task.json (name, kind, metric, prompt, split) and JSON lines
     clustering           one set a line: sentences [..], labels [..]
     summarization        human_summaries [..], machine_summaries [..], relevance [..]
 
-A row's own `prompt` overrides the task's. The output is a table, scores times 100, and with --out a JSON file.
+A row's own `prompt` overrides the task's. The output is a table of scores times 100, and JSON with --out.
 
 Read it in this order: who gets the instruction, which vectors are normalised, how texts become vectors, one
 function for each kind of task, the loop over tasks and models. The rest is in plumbing/: metrics.py has the
@@ -152,8 +152,8 @@ class Encoder:
         vectors = embedder.encode(texts, instructions, normalize=False)
         vectors = F.normalize(vectors[:, :dim], dim=1)
 
-    The texts may be millions, so a BlockEncoder stands in for the embedder. dim, quantize: what is stored of a
-    vector; the defaults are all of it.
+    The texts may be millions, so a BlockEncoder stands in for the embedder. dim, quantize: what is stored of
+    a vector; by default all of it.
     """
 
     def __init__(self, embedder, args, cache: VectorCache | None = None, dim=0, quantize="none"):
