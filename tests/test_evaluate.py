@@ -17,7 +17,7 @@ from scoring import MINI, ROOT, Drawn, HashEmbedder, Recorder, encoder, mini_tas
 
 # Texts whose cosines are known by heart: what a test's model makes of them.
 COMPASS = {"east": [1, 0], "as east": [1, 0], "north-east": [1, 1],
-           "north": [0, 1], "west": [-1, 0], "south": [0, -1]}
+           "north": [0, 1], "west": [-1, 0], "south": [0, -1], "south-east": [1, -1]}
 
 
 def test_docstring_examples():
@@ -100,7 +100,7 @@ def test_summarization(tmp_path):
 
 def test_reranking(tmp_path):
     """Of several queries the best counts, a row with one side is skipped, negatives win ties: (1 + 1/2) / 2."""
-    rows = [{"query": ["south", "east"], "positive": ["as east"], "negative": ["north-east", "west"]},
+    rows = [{"query": ["south", "east"], "positive": ["as east"], "negative": ["south-east", "west"]},
             {"query": "east", "positive": [], "negative": ["north"]},
             {"query": "east", "positive": ["as east"], "negative": ["east"]}]
     scores = details(tmp_path, {"kind": "reranking"}, Drawn(COMPASS), test=rows)
