@@ -1,13 +1,13 @@
-"""tools/study_table.py: scores of a study's runs -> means by category, spread over seeds, a Markdown table.
+"""tools/study/table.py: scores of a study's runs -> means by category, spread over seeds, a Markdown table.
 
-For tools/reproduce.py, which says what the average is.
+For tools/study/reproduce.py, which says what the average is.
 """
 import statistics
 
 from evaluate import CATEGORIES as NAMES
 
 CATEGORIES = tuple(name for kind, name in NAMES.items() if kind != "bitext")       # those of the average
-COUNTS = ("examples", "near-duplicates", "contaminated", "kept")                   # as tools/clean.py reports
+COUNTS = ("examples", "near-duplicates", "contaminated", "kept")                   # as tools/data/clean.py reports
 SHORT = {"Classification": "Class", "Clustering": "Clust", "PairClassification": "Pair", "Reranking": "Rerank",
          "Retrieval": "Retr", "Summarization": "Summ", "BitextMining": "Bitext"}
 OLD = " †"
@@ -15,13 +15,14 @@ OLD = " †"
 
 def summarize(scores: dict[str, float | None], kinds: dict[str, str]) -> dict[str, float | None]:
     """{"Average", category: mean of its tasks}; the average only where all seven categories have a score."""
-    found = {}
+    by_category = {}
     for category in NAMES.values():
-        known = [scores[name] for name in scores if NAMES[kinds[name]] == category]
-        if any(value is not None for value in known):
-            found[category] = statistics.mean(value for value in known if value is not None)
-    means = [found[category] for category in CATEGORIES if category in found]
-    return {"Average": statistics.mean(means) if len(means) == len(CATEGORIES) else None, **found}
+        known = [score for name, score in scores.items() if NAMES[kinds[name]] == category and score is not None]
+        if known:
+            by_category[category] = statistics.mean(known)
+    means = [by_category[category] for category in CATEGORIES if category in by_category]
+    average = statistics.mean(means) if len(means) == len(CATEGORIES) else None
+    return {"Average": average, **by_category}
 
 
 def collect(study: dict, order) -> None:

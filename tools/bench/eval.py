@@ -1,7 +1,7 @@
-"""tools/bench_eval.py: how fast texts become vectors, and vectors results, beside the usual libraries.
+"""tools/bench/eval.py: how fast texts become vectors, and vectors results, beside the usual libraries.
 
-    python tools/bench_eval.py models/smollm2-135m-l10
-    python tools/bench_eval.py models/smollm2-135m-l10 --vectors 0        # encoding only
+    python -m tools.bench.eval models/smollm2-135m-l10
+    python -m tools.bench.eval models/smollm2-135m-l10 --vectors 0        # encoding only
 
 Encoding: our Embedder against sentence-transformers (batches of 32, its default) on the same weights and the
 mini benchmark's corpus and queries, whose lengths are as ragged as real ones. The two take turns and the
@@ -9,8 +9,6 @@ best of their rounds counts; their vectors must agree. Search: our streaming top
 against numpy and faiss-cpu (an exact flat index). Ratios above 1 mean that ours is faster.
 """
 import argparse
-import json
-import sys
 import time
 from pathlib import Path
 
@@ -18,11 +16,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))                     # model.py stands one folder up
-import metrics  # noqa: E402
-from model import Embedder, UserError, command  # noqa: E402
+import metrics
+from model import Embedder
+from plumbing.errors import Parser, UserError, at_least_0, check, command, positive
+from plumbing.files import read_jsonl
 
+ROOT = Path(__file__).resolve().parents[2]
 
 def best(rounds: int, **runs) -> dict[str, float]:
     """Seconds of the fastest of `rounds` turns of each run; they alternate, so a busy machine hits both."""
@@ -55,8 +54,8 @@ def encoding(args) -> None:
     theirs, tokenizer = sentence_transformer(args.model, args.max_length, ours.device)
     texts = []
     for name in ("corpus", "queries"):
-        with open(ROOT / "data" / "mini" / "Retrieval" / f"{name}.jsonl", encoding="utf-8") as file:
-            texts += [json.loads(line)["text"] for line in file][:args.texts // 2]
+        documents = read_jsonl(ROOT / "data" / "mini" / "Retrieval" / f"{name}.jsonl", {"text": str})
+        texts += [document["text"] for document in documents][:args.texts // 2]
     rows = ours.tokenize(texts)
     # The same tokens for both: texts cut short of the limit, BOS and EOS as text where the other adds none.
     bos, eos = ours.decoder.config.bos_token_id, ours.decoder.config.eos_token_id
@@ -72,9 +71,9 @@ def encoding(args) -> None:
     a = ours.encode(texts, tokens_per_chunk=args.batch_tokens)
     b = torch.tensor(theirs.encode(closed, batch_size=32))
     agree = float((a * b).sum(1).median())
-    if not agree > 0.999:
-        raise UserError(f"{args.model}: the two give not the same vectors (median cosine {agree:.4f}), so "
-                        "their speeds mean nothing; give a model whose vector is its last token's")
+    check(agree > 0.999,
+          f"{args.model}: the two give not the same vectors (median cosine {agree:.4f}), so "
+          "their speeds mean nothing; give a model whose vector is its last token's")
     seconds = best(args.rounds, ours=lambda: ours.encode(texts, tokens_per_chunk=args.batch_tokens),
                    theirs=lambda: theirs.encode(closed, batch_size=32))
     lengths = sorted(map(len, rows))
@@ -108,29 +107,28 @@ def searching(args) -> None:
         runs["faiss"] = lambda: index.search(q, 10)[1]
     except ImportError:
         print("  faiss-cpu is not installed: left out")
-    found = {name: run() for name, run in runs.items()}
+    results = {name: run() for name, run in runs.items()}
     seconds = best(args.rounds, **runs)
     threads = torch.get_num_threads()
     print(f"search {args.vectors} vectors of {args.dim}, 100 queries, best 10, {threads} threads")
     for name, value in seconds.items():
-        same, ratio = np.mean(found[name] == found["ours"]), value / seconds["ours"]
+        same, ratio = np.mean(results[name] == results["ours"]), value / seconds["ours"]
         print(f"  {name:<10} {value:8.2f} s   ratio {ratio:5.2f}   same documents {100 * same:.1f} %")
 
 
 def main(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("model", help="a Hugging Face folder")
-    add("--texts", type=int, default=256)
-    add("--max-length", type=int, default=512)
-    add("--batch-tokens", type=int, default=4096)
-    add("--vectors", type=int, default=1_000_000, help="0: no search")
-    add("--dim", type=int, default=256)
-    add("--rounds", type=int, default=3)
+    add("--texts", type=at_least_0(int), default=256)
+    add("--max-length", type=positive(int), default=512)
+    add("--batch-tokens", type=positive(int), default=4096)
+    add("--vectors", type=at_least_0(int), default=1_000_000, help="0: no search")
+    add("--dim", type=positive(int), default=256)
+    add("--rounds", type=positive(int), default=3)
     args = parser.parse_args(argv)
-    if args.texts < 0 or args.texts == 1:
-        raise UserError("--texts: 0 (no encoding) or at least 2, of which half are queries")
+    check(args.texts != 1, "--texts: 0 (no encoding) or at least 2, of which half are queries")
     if args.texts:
         encoding(args)
     if args.vectors:

@@ -1,7 +1,7 @@
-"""tools/passkey.py: personalised passkey retrieval (section 5.2): is a fact found anywhere in a long text?
+"""tools/eval/passkey.py: personalised passkey retrieval (section 5.2): is a fact found anywhere in a long text?
 
-    python tools/passkey.py runs/full --lengths 256 512 1024 2048 4096 8192 16384 32768
-    python tools/passkey.py runs/full --rope-theta 1e5 --sliding-window 32768 --out results/passkey.json
+    python -m tools.eval.passkey runs/full --lengths 256 512 1024 2048 4096 8192 16384 32768
+    python -m tools.eval.passkey runs/full --rope-theta 1e5 --sliding-window 32768 --out results/passkey.json
 
 A document of a given number of tokens is filler with one person's pass key hidden at a random depth; a query
 asks for that person's key. Every document of the length is a candidate. Documents are generated, so none
@@ -12,7 +12,6 @@ Documents are written and embedded a few at a time, so memory is that of one for
 tokens at the longest.
 """
 import argparse
-import json
 import math
 import random
 import sys
@@ -21,8 +20,9 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from model import Embedder, UserError, command, replace_file  # noqa: E402
+from model import Embedder
+from plumbing.errors import Parser, at_least_0, bounded, check, command, positive
+from plumbing.files import write_json
 
 FILLER = ("The meadow is wide. ", "The clouds drift past. ", "The river is slow. ", "We walk along it. ",
           "Then we walk home. ")
@@ -69,55 +69,51 @@ def accuracy(embedder, tokens: int, queries: int, candidates: int, prompt: str, 
         return len(embedder.tokenize([text])[0])
     asked = draw.sample(range(candidates), queries)              # the gold document may stand anywhere
     q = embedder.encode([QUESTION.format(name=names[i]) for i in asked], prompt)
-    at_once, found, start, shown = max(1, AT_ONCE // tokens), [], time.time(), time.time()
+    at_once, vectors = max(1, AT_ONCE // tokens), []
+    start = last_line = time.time()
     for first in range(0, candidates, at_once):
-        found.append(embedder.encode([document(name, draw.randint(100, 99_999), tokens, count, draw)
-                                      for name in names[first:first + at_once]]))
+        texts = [document(name, draw.randint(100, 99_999), tokens, count, draw)
+                 for name in names[first:first + at_once]]
+        vectors.append(embedder.encode(texts))
         done, now = min(first + at_once, candidates), time.time()
-        if now - shown > 5 and done < candidates:
-            left, shown = (now - start) * (candidates - done) / done, now
+        if now - last_line > 5 and done < candidates:
+            left, last_line = (now - start) * (candidates - done) / done, now
             print(f"{tokens:>6} tokens: {done} of {candidates} documents, about {left:.0f} s left",
                   file=sys.stderr, flush=True)
-    return top1(q @ torch.cat(found).T, asked)
+    return top1(q @ torch.cat(vectors).T, asked)
 
 
 def main(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("model", help="a run folder or a Hugging Face folder")
-    add("--lengths", type=int, nargs="+", default=[2 ** i for i in range(8, 16)], help="in tokens")
-    add("--queries", type=int, default=50)
-    add("--candidates", type=int, default=100, help="documents of each length, at most 200")
+    add("--lengths", type=bounded(int, lambda n: n >= 64, "at least 64"), nargs="+", default=[2 ** i for i in range(8, 16)], help="in tokens")
+    add("--queries", type=positive(int), default=50)
+    add("--candidates", type=positive(int), default=100, help="documents of each length, at most 200")
     add("--prompt", default="Given a question, retrieve passages that answer it", help="of the queries")
-    add("--rope-theta", type=float, help="the base of the rotary angles, in place of the model's")
-    add("--sliding-window", type=int, help="the attention window, in place of the model's; 0: none")
+    add("--rope-theta", type=positive(float), help="the base of the rotary angles, in place of the model's")
+    add("--sliding-window", type=at_least_0(int), help="the attention window, in place of the model's; 0: none")
     add("--device")
     add("--dtype", choices=("float32", "bfloat16", "float16"))
     add("--seed", type=int, default=0)
     add("--out", type=Path, help="write {length: accuracy} as JSON")
     args = parser.parse_args(argv)
-    if not 0 < args.queries <= args.candidates <= len(FIRST) * len(LAST):
-        raise UserError(f"--candidates: at most {len(FIRST) * len(LAST)}; --queries: at most as many")
-    if min(args.lengths) < 64:
-        raise UserError("--lengths: a document needs 64 tokens or more")
+    check(args.queries <= args.candidates <= len(FIRST) * len(LAST),
+          f"--candidates: at most {len(FIRST) * len(LAST)}; --queries: at most as many")
     overrides = {"rope_theta": args.rope_theta, "sliding_window": args.sliding_window}
-    if args.rope_theta is not None and not args.rope_theta > 0 or (args.sliding_window or 0) < 0:
-        raise UserError("--rope-theta: above 0; --sliding-window: 0 (none) or a number of tokens")
     overrides = {key: value or None for key, value in overrides.items() if value is not None}
     embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype,
                              max_length=2 * max(args.lengths), **overrides)      # a cut could hide a key
-    found = {}
+    accuracies = {}
     for tokens in args.lengths:
         start = time.time()
-        found[tokens] = accuracy(embedder, tokens, args.queries, args.candidates, args.prompt, args.seed)
+        accuracies[tokens] = accuracy(embedder, tokens, args.queries, args.candidates, args.prompt, args.seed)
         chance = 1 / args.candidates
-        print(f"{tokens:>6} tokens: top-1 {100 * found[tokens]:5.1f} ({time.time() - start:.0f} s, by luck "
+        print(f"{tokens:>6} tokens: top-1 {100 * accuracies[tokens]:5.1f} ({time.time() - start:.0f} s, by luck "
               f"{100 * chance:.1f} +- {100 * math.sqrt(chance / args.queries):.1f})", flush=True)
         if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            result = {"model": args.model, **overrides, "accuracy": found}
-            replace_file(args.out, lambda path: path.write_text(json.dumps(result, indent=1)))
+            write_json(args.out, {"model": args.model, **overrides, "accuracy": accuracies})
 
 
 if __name__ == "__main__":

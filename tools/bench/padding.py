@@ -1,7 +1,7 @@
-"""tools/check_padding.py: does a text's vector depend on its neighbours, chunks, device or dtype?
+"""tools/bench/padding.py: does a text's vector depend on its neighbours, chunks, device or dtype?
 
-    python tools/check_padding.py runs/demo                       # built-in texts of 2 to 512 tokens
-    python tools/check_padding.py runs/demo --texts mine.txt      # one text a line
+    python -m tools.bench.padding runs/demo                       # built-in texts of 2 to 512 tokens
+    python -m tools.bench.padding runs/demo --texts mine.txt      # one text a line
 
 Every text is embedded alone, in one batch with all the others, and at several chunk sizes, in every dtype on
 every device there is. For each the table gives the largest relative difference (norm of the difference over
@@ -10,18 +10,17 @@ float32 on the CPU, unless --dtypes and --devices say otherwise. Alone and toget
 rounding differs in the dtype's last digits; a padding or mask fault shows in the first. Exits with 1 where a
 difference is above the dtype's bound.
 """
-import argparse
-import sys
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from embed import read_lines  # noqa: E402
-from model import Embedder, UserError, command  # noqa: E402
+from model import Embedder
+from plumbing.errors import Parser, check, command, positive
+from tools.embed import read_lines
 
 BOUNDS = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}    # neighbours must not move a vector further
-CHUNKS = (1, 256, 2048, 1 << 30)                                 # tokens: alone, few, more, one batch
+CHUNKS = {"chunks of 1 tokens": 1, "chunks of 256 tokens": 256, "chunks of 2048 tokens": 2048,
+          "one batch": 1 << 30}
 TEXTS = ["", "a", "Hello world", "naïve café, 東京 🙂", "Steep the leaves for three minutes, then pour.",
          *["The quick brown fox jumps over the lazy dog. " * n for n in (1, 2, 5, 11, 23, 60)]]
 
@@ -33,19 +32,20 @@ def difference(vectors: torch.Tensor, reference: torch.Tensor) -> tuple[float, f
     return relative.max().item(), torch.cosine_similarity(vectors, reference).min().item()
 
 
-def check(path, texts: list[str], devices: list[str], dtypes: list[str], max_length: int) -> bool:
+def compare(path, texts: list[str], devices: list[str], dtypes: list[str], max_length: int) -> bool:
+    """Print the table; returns whether every difference is within its dtype's bound."""
     truth, good = None, True
     print(f"{'device':8}{'dtype':10}{'compared':34}{'difference':>12}{'cosine':>12}")
     for device in devices:
         for dtype in dtypes:
             embedder = Embedder.load(path, device=device, dtype=dtype, max_length=max_length)
             alone = torch.cat([embedder.encode([text]) for text in texts])
-            rows = [(f"chunks of {chunk} tokens, to alone" if chunk < 1 << 30 else "one batch, to alone",
-                     embedder.encode(texts, tokens_per_chunk=chunk), alone) for chunk in CHUNKS]
+            rows = [(f"{name}, to alone", embedder.encode(texts, tokens_per_chunk=chunk), alone)
+                    for name, chunk in CHUNKS.items()]
             if truth is None:
-                truth, name = alone, f"alone, to {dtype} on the {device}"
+                truth, to_truth = alone, f"alone, to {dtype} on the {device}"
             else:
-                rows.append((name, alone, truth))
+                rows.append((to_truth, alone, truth))
             for what, vectors, reference in rows:
                 relative, cosine = difference(vectors, reference)
                 bad = reference is alone and not relative <= BOUNDS[dtype]
@@ -55,12 +55,12 @@ def check(path, texts: list[str], devices: list[str], dtypes: list[str], max_len
     return good
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv=None) -> int:
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a run, a Hugging Face folder or an exported one")
     parser.add_argument("--texts", type=Path, help="a file of texts, one a line")
     parser.add_argument("--dtypes", nargs="+", choices=list(BOUNDS), default=list(BOUNDS))
-    parser.add_argument("--max-length", type=int, default=512, help="tokens a text, BOS and EOS included")
+    parser.add_argument("--max-length", type=positive(int), default=512, help="tokens a text, BOS and EOS included")
     there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     parser.add_argument("--devices", nargs="+", choices=there, default=there, help="the first is the reference")
     args = parser.parse_args(argv)
@@ -68,10 +68,8 @@ def main(argv=None):
     if args.texts:
         with open(args.texts, "rb") as file:
             texts = list(read_lines(file))
-    if not texts:
-        raise UserError(f"{args.texts}: no texts")
-    if not check(args.model, texts, args.devices, args.dtypes, args.max_length):
-        sys.exit(1)
+    check(texts, f"{args.texts}: no texts")
+    return 0 if compare(args.model, texts, args.devices, args.dtypes, args.max_length) else 1
 
 
 if __name__ == "__main__":

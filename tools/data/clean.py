@@ -1,6 +1,8 @@
-"""Drops near-duplicates and texts of the evaluation sets from training examples.
+"""tools/data/clean.py: drops near-duplicates and texts of the evaluation sets from training examples.
 
-    python tools/clean.py data/synthetic.jsonl --out data/clean.jsonl --eval data/mini [--eval FOLDER ...]
+    python -m tools.data.clean data/synthetic.jsonl --out data/clean.jsonl --eval data/mini [--eval FOLDER ...]
+
+Examples are read as train.py reads them, plain or gzipped; the lines that stay are written as they stood.
 
 Near-duplicates: the query and first positive of each example become a MinHash signature of 64 values over
 shingles of five characters (any script); examples that agree in one of 16 bands of four values are compared,
@@ -17,18 +19,16 @@ Memory: 260 bytes an example, and 12 for each eighth character of the evaluation
 streamed twice.
 """
 
-import argparse
 import collections
-import json
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from generate import normalize  # noqa: E402
-from llm import UserError, command, write_json  # noqa: E402
+from batches import read_example
+from generate import normalize
+from plumbing.errors import Parser, UserError, at_least_0, bounded, check, command
+from plumbing.files import OPTIONAL, read_jsonl, read_lines, replace_file, write_json
 
 BINS, ROWS = 64, 4  # signature values; values a band
 SHINGLE, WINDOW, SAMPLED = 5, 50, 8
@@ -36,6 +36,7 @@ HEAD = 2000  # characters of a text that its signature sees
 BASE, SPREAD = 0x9E3779B97F4A7C15, np.uint64(0xBF58476D1CE4E5B9)  # odd: they have inverses modulo 2^64
 TEXT_KEYS = ("text", "title", "sentence1", "sentence2", "query", "positive", "negative", "sentences",
              "human_summaries", "machine_summaries")
+TEXTS = dict.fromkeys(TEXT_KEYS, (str, [str], OPTIONAL))  # the schema of all kinds of sets together
 EMPTY = np.uint32(0xFFFFFFFF)
 
 
@@ -123,18 +124,17 @@ def whole_hash(text):
 
 
 def evaluation_texts(folder):
-    """Yields (task name, text) of every text of the evaluation sets in or below a folder."""
-    tasks = sorted(Path(folder).rglob("task.json"))
-    if not tasks:
-        raise UserError(f"--eval {folder}: no task.json below it")
+    """Yield (task name, text) of every text of the evaluation sets in or below a folder."""
+    folder = Path(folder)
+    tasks = sorted(folder.rglob("task.json"))
+    check(tasks, f"--eval {folder}: no task.json below it")
     for task in tasks:
-        name = str(task.parent.relative_to(folder)) if task.parent != Path(folder) else task.parent.name
+        name = task.parent.name if task.parent == folder else str(task.parent.relative_to(folder))
         for path in sorted(task.parent.glob("*.jsonl")):
-            with path.open(encoding="utf-8") as file:
-                for row in map(json.loads, file):
-                    for value in (row[key] for key in TEXT_KEYS if row.get(key)):
-                        for text in value if isinstance(value, list) else [value]:
-                            yield name, text
+            for row in read_jsonl(path, TEXTS):
+                for value in (row[key] for key in TEXT_KEYS if row.get(key)):
+                    for text in [value] if isinstance(value, str) else value:
+                        yield name, text
 
 
 class Contamination:
@@ -180,7 +180,7 @@ def sampled(windows):
 
 
 def batches(pairs, size):
-    """Groups consecutive (name, text) of one name -> (name, up to size texts)."""
+    """Group consecutive (name, text) of one name -> (name, up to size texts)."""
     name, texts = None, []
     for next_name, text in pairs:
         if texts and (next_name != name or len(texts) == size):
@@ -192,26 +192,21 @@ def batches(pairs, size):
         yield name, texts
 
 
-def read_examples(path):
-    """Yields (line, example); a line that is none is a UserError that names it."""
+def texts_of(line, where):
+    """The texts of an example: query, positives, negatives. UserError says where and why a line is none."""
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    example = json.loads(line)
-                    yield line, [example["query"], *example["pos"], *example.get("neg", [])]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(f"{path}:{number}: not a training example ({error!r})") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error}") from None
+        example = read_example(line, "")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: {error}") from None
+    return [example["query"], *example["pos"], *example["neg"]]
 
 
 def clean(path, out, folders=(), threshold=0.8, min_chars=20, batch=1000):
-    """Writes the examples that stay to out; returns counts, and the first contaminated queries a task."""
+    """Write the examples that stay to out; returns counts, and the first contaminated queries a task."""
     contamination = Contamination(folders, min_chars)
     sketches, dirty, samples = [], [], collections.defaultdict(list)
     counts = collections.Counter()
-    pairs = ((None, texts) for _, texts in read_examples(path))
+    pairs = ((None, texts_of(line, f"{path}:{number}")) for number, line in read_lines(path))
     for _, examples in batches(pairs, batch):
         heads = [normalize(f"{texts[0][:HEAD]}\n{texts[1][:HEAD]}") for texts in examples]
         sketches.append(signatures(heads))
@@ -224,25 +219,30 @@ def clean(path, out, folders=(), threshold=0.8, min_chars=20, batch=1000):
                     samples[name].append(texts[0][:100])
     dirty = np.array(dirty, bool)
     duplicate = near_duplicates(np.concatenate(sketches), threshold) if sketches else dirty
-    partial = out.with_name(out.name + ".tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(line for (line, _), drop in zip(read_examples(path), dirty | duplicate) if not drop)
-    partial.replace(out)
+    dropped = dirty | duplicate
+
+    def write(beside):
+        with open(beside, "wb") as file:
+            for (_, line), drop in zip(read_lines(path), dropped):
+                if not drop:
+                    file.write(line.rstrip(b"\r\n") + b"\n")
+    replace_file(out, write)
     return {"examples": len(dirty), "near-duplicates": int(duplicate.sum()), "contaminated": int(dirty.sum()),
-            "kept": int((~(dirty | duplicate)).sum()), "samples": samples,
+            "kept": int((~dropped).sum()), "samples": samples,
             "by task": {f"{name} ({kind})": number for (name, kind), number in counts.most_common()}}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(argv=None):
+    parser = Parser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("examples", type=Path, help="training examples, JSON lines")
     add("--out", type=Path, required=True)
     add("--eval", action="append", default=[], metavar="FOLDER", help="evaluation sets to stay clear of")
-    add("--threshold", type=float, default=0.8, help="least similarity of near-duplicates, 0 to 1")
-    add("--min-chars", type=int, default=20, help="letters and digits of an evaluation text that counts")
+    add("--threshold", type=bounded(float, lambda value: 0 <= value <= 1, "0 to 1"), default=0.8, help="least similarity of near-duplicates, 0 to 1")
+    add("--min-chars", type=at_least_0(int), default=20, help="letters and digits of an evaluation text that counts")
     add("--report", type=Path, help="also write the counts as JSON")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    check(args.out.suffix != ".gz", f"--out {args.out}: lines are written unpacked: a name without .gz")
     begun = time.monotonic()
     report = clean(args.examples, args.out, args.eval, args.threshold, args.min_chars)
     for name in ("examples", "near-duplicates", "contaminated", "kept"):

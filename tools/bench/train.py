@@ -1,13 +1,13 @@
-"""tools/bench_train.py: train.py and its peer, sentence-transformers + peft, side by side.
+"""tools/bench/train.py: train.py and its peer, sentence-transformers + peft, side by side.
 
-    python tools/bench_train.py models/smollm2-135m-l10 --data data/synthetic.jsonl --threads 2
-    python tools/bench_train.py BASE --data FILE --batch-size 2048 --max-length 512 \\
+    python -m tools.bench.train models/smollm2-135m-l10 --data data/synthetic.jsonl --threads 2
+    python -m tools.bench.train BASE --data FILE --batch-size 2048 --max-length 512 \\
         --tokens-per-chunk 16384 --warmup 3 --json bench.json                # a GPU: bfloat16, compiled
 
 Both sides get the same base, LoRA start, batches, precision, optimizer and schedule, and take turns; each
 turn is a process of its own, so that its peak memory is its own. The peer is used as its documentation shows
 it, SentenceTransformerTrainer with CachedMultipleNegativesRankingLoss at scale 1 / temperature, on the
-folder that tools/export.py writes, in these variants:
+folder that tools/models/export.py writes, in these variants:
 
     stock           chunks of --peer-rows rows, in the order of the batch
     tokens          its token-budget chunks (mini_batch_num_tokens) of --tokens-per-chunk
@@ -30,47 +30,56 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # train.py stands one folder up
-import export  # noqa: E402
-import train  # noqa: E402
-from batches import Examples, plan_epoch, plan_run  # noqa: E402
-from bench_memory import peak_bytes  # noqa: E402
-from model import Embedder, UserError, command, replace_file  # noqa: E402
+import train
+from batches import Examples, plan_epoch, plan_run
+from model import Embedder
+from plumbing.errors import Parser, UserError, at_least_0, check, command, positive, probability, seed
+from plumbing.files import read_json, read_jsonl, write_json, write_jsonl
+from tools.bench.memory import peak_bytes
+from tools.models import export
 
+ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = ("stock", "tokens", "sorted", "sorted-tokens")
 
 
 def write_examples(files: list[str], rows: int, negatives: int, seed: int, out: Path) -> None:
     """A shuffled mixture of the files with one positive and `negatives` (0 or 1) negatives a row."""
-    examples, written = Examples(files), 0
-    with open(out, "w", encoding="utf-8") as file:
-        for i in np.concatenate(plan_epoch(examples, 1024, False, seed, 0)):
-            if written == rows:
-                break
-            example = examples[i]
-            found = [[text for text in example[key] if text.strip()][:n]
-                     for key, n in (("pos", 1), ("neg", negatives))]
-            if len(found[1]) == negatives:                           # the peer wants as many in every row
-                row = {**example, "pos": found[0], "neg": found[1]}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                written += 1
-    if written < rows:
-        raise UserError(f"--data: {written} usable rows, {rows} wanted: fewer --steps, a smaller "
-                        "--batch-size" + ", or --negatives 0, which needs no negatives" * negatives)
+    examples, usable = Examples(files), []
+    for i in np.concatenate(plan_epoch(examples, 1024, False, seed, 0)):
+        if len(usable) == rows:
+            break
+        example = examples[i]
+        if len(example["neg"]) >= negatives:                         # the peer wants as many in every row
+            usable.append({**example, "pos": example["pos"][:1], "neg": example["neg"][:negatives]})
+    ways_out = "fewer --steps, a smaller --batch-size" + ", or --negatives 0, which needs no negatives" * negatives
+    check(len(usable) == rows, f"--data: {len(usable)} usable rows, {rows} wanted: {ways_out}")
+    write_jsonl(out, usable)
 
 
 def prepare(args, folder: Path) -> dict:
     """Write what both sides read: examples, the fresh adapter, the exported base. Returns the settings."""
     write_examples(args.data, args.batch_size * args.steps, args.negatives, args.seed,
                    folder / "examples.jsonl")
+    write_start(args, folder)
+    if args.variants:
+        write_exported(args, folder)
+    settings = {key: value for key, value in vars(args).items() if key != "json"}
+    return {**settings, "folder": str(folder), "variant": "ours"}
+
+
+def write_start(args, folder: Path) -> None:
+    """folder/init: the fresh adapter with which both sides begin. args: base, dtype, max_length, seed, lora_rank,
+    lora_dropout."""
     embedder = Embedder.load(args.base, device="cpu", dtype=args.dtype, max_length=args.max_length)
     embedder.decoder.add_lora(args.lora_rank, 2 * args.lora_rank, args.lora_dropout, seed=args.seed)
     embedder.save_adapter(folder / "init")
-    if args.variants:
-        with contextlib.redirect_stdout(sys.stderr):
-            export.main([args.base, str(folder / "exported"), "--dtype", args.dtype,
-                         "--max-length", str(args.max_length)])
-    return {**{k: v for k, v in vars(args).items() if k != "json"}, "folder": str(folder), "variant": "ours"}
+
+
+def write_exported(args, folder: Path) -> None:
+    """folder/exported: the base as sentence-transformers reads it. args: base, dtype, max_length."""
+    with contextlib.redirect_stdout(sys.stderr):
+        export.main([str(args.base), str(folder / "exported"), "--dtype", args.dtype,
+                     "--max-length", str(args.max_length)])
 
 
 def train_options(s: dict) -> argparse.Namespace:
@@ -94,15 +103,13 @@ def run_ours(s: dict) -> tuple[list[float], list[float]]:
         train.train(args)
     finally:
         train.show = show
-    with open(args.out / "log.jsonl") as log:
-        return [json.loads(line)["loss"] for line in log], ended
+    return [line["loss"] for line in read_jsonl(args.out / "log.jsonl")], ended
 
 
-def batches_of(s: dict) -> list[list[dict]]:
-    """The examples in the order in which train.py visits them."""
-    args = train_options(s)
-    examples = Examples(args.data)
-    return [[examples[i] for i in batch] for batch in plan_run(examples, args)]
+def batches_of(args) -> list[list[dict]]:
+    """The examples of each of train.py's steps with these flags."""
+    examples = Examples(args.data, args.prompt)
+    return [[examples[i] for i in batch] for batch in plan_run(examples, args)[:args.max_steps]]
 
 
 def row_length(row: dict) -> int:
@@ -111,19 +118,23 @@ def row_length(row: dict) -> int:
 
 def run_peer(s: dict) -> tuple[list[float], list[float]]:
     """The same steps by the peer; imported here: our side must not carry its packages in memory."""
-    from peer import train_peer
-    batches = batches_of(s)
+    from tools.bench.peer import train_peer
+    args = train_options(s)
+    batches = batches_of(args)
     if s["variant"].startswith("sorted"):
         batches = [sorted(batch, key=row_length) for batch in batches]
-    return train_peer(s, train_options(s), batches)
+    return train_peer(s, args, batches)
 
 
 def count_tokens(s: dict) -> list[int]:
     """Real tokens of each step, counted once for both sides."""
     tokenize = Embedder.load(s["base"], device="cpu", dtype=s["dtype"], max_length=s["max_length"]).tokenize
-    return [sum(map(len, [*tokenize([row["query"] for row in batch], [row["prompt"] for row in batch]),
-                          *tokenize([text for row in batch for text in row["pos"] + row["neg"]])]))
-            for batch in batches_of(s)]
+    tokens = []
+    for batch in batches_of(train_options(s)):
+        queries = tokenize([row["query"] for row in batch], [row["prompt"] for row in batch])
+        documents = tokenize([text for row in batch for text in row["pos"] + row["neg"]])
+        tokens.append(sum(map(len, queries + documents)))
+    return tokens
 
 
 def turn(s: dict) -> dict:
@@ -139,28 +150,33 @@ def turn(s: dict) -> dict:
 def in_own_process(s: dict) -> dict:
     out = Path(s["folder"]) / "turn.json"
     environment = {**os.environ, "OMP_NUM_THREADS": str(s["threads"]), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, __file__, "--turn", out], input=json.dumps(s), text=True,
-                          capture_output=True, env=environment)
+    done = subprocess.run([sys.executable, "-m", "tools.bench.train", "--turn", out], cwd=ROOT, env=environment,
+                          input=json.dumps(s), text=True, capture_output=True)
     if done.returncode == 2:                                # a user's mistake, already in one line
-        raise UserError(f"{s['variant']}: " + done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+        raise UserError(f"{s['variant']}: " + done.stderr.strip().splitlines()[-1].removeprefix("train.py: "))
     if done.returncode:
         raise RuntimeError(f"{s['variant']}: exit code {done.returncode}\n"
                            f"{done.stdout[-2000:]}{done.stderr[-4000:]}")
-    return json.loads(out.read_text())
+    return read_json(out)
+
+
+def one_turn() -> None:
+    """What `in_own_process` starts: settings on standard input, figures into the file that --turn names."""
+    write_json(sys.argv[2], turn(json.load(sys.stdin)))
 
 
 def summarize(turns: dict[str, list[dict]], tokens: int) -> dict:
     """Medians over the rounds, beside ours."""
     ours = statistics.median(tokens / t["seconds"] for t in turns["ours"])
     table = {}
-    for side, found in turns.items():
-        rate = statistics.median(tokens / t["seconds"] for t in found)
+    for side, of_side in turns.items():
+        rate = statistics.median(tokens / t["seconds"] for t in of_side)
+        losses, our_losses = of_side[0]["losses"], turns["ours"][0]["losses"]
         table[side] = {"tokens_per_second": rate, "ours_is_faster": ours / rate,
-                       "peak_bytes": statistics.median(t["peak_bytes"] for t in found),
-                       "before_bytes": statistics.median(t["before_bytes"] for t in found),
-                       "loss_difference": max(abs(a - b) for a, b in zip(
-                           found[0]["losses"], turns["ours"][0]["losses"])),
-                       "losses": found[0]["losses"]}
+                       "peak_bytes": statistics.median(t["peak_bytes"] for t in of_side),
+                       "before_bytes": statistics.median(t["before_bytes"] for t in of_side),
+                       "loss_difference": max(abs(a - b) for a, b in zip(losses, our_losses)),
+                       "losses": losses}
     return table
 
 
@@ -179,11 +195,7 @@ def show(table: dict, s: dict, tokens: int) -> None:
 
 
 def bench(args) -> None:
-    for flag in ("steps", "rounds", "batch_size", "threads", "warmup", "peer_rows", "tokens_per_chunk"):
-        if getattr(args, flag) < 1:
-            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least 1")
-    if args.steps <= args.warmup:
-        raise UserError(f"--steps {args.steps}: must be above --warmup {args.warmup}")
+    check(args.steps > args.warmup, f"--steps {args.steps}: must be above --warmup {args.warmup}")
     with tempfile.TemporaryDirectory() as folder:
         settings = prepare(args, Path(folder))
         tokens = sum(count_tokens(settings)[args.warmup:])
@@ -196,34 +208,33 @@ def bench(args) -> None:
     table = summarize(turns, tokens)
     show(table, settings, tokens)
     if args.json:
-        report = {"settings": {**settings, "folder": None}, "torch": torch.__version__, "tokens": tokens,
-                  "sides": table}
-        replace_file(args.json, lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
+        write_json(args.json, {"settings": {**settings, "folder": None}, "torch": torch.__version__,
+                               "tokens": tokens, "sides": table})
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("base", help="a Hugging Face folder")
     add("--data", required=True, action="append", metavar="FILE[:SHARE]",
         help="training files, as for train.py")
-    add("--batch-size", type=int, default=64)
-    add("--max-length", type=int, default=128)
+    add("--batch-size", type=positive(int), default=64)
+    add("--max-length", type=positive(int), default=128)
     add("--negatives", type=int, choices=(0, 1), default=1, help="0: pairs; 1: only rows with a negative")
-    add("--steps", type=int, default=6)
-    add("--warmup", type=int, default=1, help="steps before the clock starts")
-    add("--rounds", type=int, default=3)
+    add("--steps", type=positive(int), default=6)
+    add("--warmup", type=positive(int), default=1, help="steps before the clock starts")
+    add("--rounds", type=positive(int), default=3)
     add("--variants", nargs="*", choices=VARIANTS, default=["stock", "tokens", "sorted"], help="of the peer")
-    add("--tokens-per-chunk", type=int, default=2048, help="ours, and the peer's token budget")
-    add("--keep-tokens", type=int, help="train.py's: tokens whose first pass is kept")
-    add("--peer-rows", type=int, default=32, help="the peer's mini_batch_size (32 is its default)")
-    add("--lora-rank", type=int, default=16)
-    add("--lora-dropout", type=float, default=0.0, help="0 lets the loss curves be compared")
-    add("--lr", type=float, default=1e-4)
-    add("--seed", type=int, default=0)
+    add("--tokens-per-chunk", type=positive(int), default=2048, help="ours, and the peer's token budget")
+    add("--keep-tokens", type=at_least_0(int), help="train.py's: tokens whose first pass is kept")
+    add("--peer-rows", type=positive(int), default=32, help="the peer's mini_batch_size (32 is its default)")
+    add("--lora-rank", type=positive(int), default=16)
+    add("--lora-dropout", type=probability, default=0.0, help="0 lets the loss curves be compared")
+    add("--lr", type=positive(float), default=1e-4)
+    add("--seed", type=seed, default=0)
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--threads", type=int, default=os.cpu_count(), help="of the CPU, for either side")
+    add("--threads", type=positive(int), default=os.cpu_count(), help="of the CPU, for either side")
     add("--train-flags", default="", help="more flags of train.py, for ours alone: \"--no-compile\"")
     add("--json", type=Path, help="write everything here too")
     args = parser.parse_args(argv)
@@ -232,11 +243,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--turn"]:                         # how in_own_process calls this file
-        try:
-            Path(sys.argv[2]).write_text(json.dumps(turn(json.load(sys.stdin))))
-        except (UserError, torch.OutOfMemoryError) as error:
-            print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-            sys.exit(2)
-    else:
-        command(main)
+    command(one_turn if sys.argv[1:2] == ["--turn"] else main)

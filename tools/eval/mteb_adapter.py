@@ -1,6 +1,6 @@
-"""tools/mteb_adapter.py: run the mteb package (2.x) on one of our models, to see its scores beside ours.
+"""tools/eval/mteb_adapter.py: run the mteb package (2.x) on one of our models, to see its scores beside ours.
 
-    python tools/mteb_adapter.py runs/full STSBenchmark SciFact --out results/mteb
+    python -m tools.eval.mteb_adapter runs/full STSBenchmark SciFact --out results/mteb
 
 mteb fetches the data itself. `MTEBModel` is all that its EncoderProtocol asks for; from code:
 
@@ -21,8 +21,8 @@ except ImportError as error:
     print(f"mteb_adapter.py: {error}: `pip install -r requirements-dev.txt`", file=sys.stderr)
     sys.exit(2)
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from model import Embedder, UserError, command  # noqa: E402
+from model import Embedder
+from plumbing.errors import Parser, UserError, command, positive
 
 
 class MTEBModel:
@@ -61,11 +61,11 @@ def instruction(task_metadata) -> str:
 
 def main(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(description=__doc__, formatter_class=raw)
     parser.add_argument("model", help="a run folder or a Hugging Face folder")
     parser.add_argument("tasks", nargs="+", help="mteb's names of tasks")
     parser.add_argument("--out", default="results/mteb", help="folder for mteb's result files")
-    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--max-length", type=positive(int), default=512)
     args = parser.parse_args(argv)
     try:
         tasks = mteb.get_tasks(tasks=args.tasks)

@@ -1,11 +1,11 @@
-"""tools/bench_memory.py: peak memory of loading a 7B checkpoint, of long texts, and of training, predicted.
+"""tools/bench/memory.py: peak memory of loading a 7B checkpoint, of long texts, and of training, predicted.
 
-    python tools/bench_memory.py load                   # Mistral-7B's shape, random weights: 14.2 GB of disk
-    python tools/bench_memory.py load --stored float16  # as the published E5-Mistral is: all weights are cast
-    python tools/bench_memory.py load --layers 2        # a small one, seconds
-    python tools/bench_memory.py long                   # 8,192 and 16,384 tokens, windows of 4,096 and 1,024
-    python tools/bench_memory.py train                  # Mistral-7B's shape: --tokens-per-chunk by GPU size
-    python tools/bench_memory.py train --base models/NAME --measured results/gpu/train.json
+    python -m tools.bench.memory load                   # Mistral-7B's shape, random weights: 14.2 GB of disk
+    python -m tools.bench.memory load --stored float16  # as the published E5-Mistral is: all weights are cast
+    python -m tools.bench.memory load --layers 2        # a small one, seconds
+    python -m tools.bench.memory long                   # 8,192 and 16,384 tokens, windows of 4,096 and 1,024
+    python -m tools.bench.memory train                  # Mistral-7B's shape: --tokens-per-chunk by GPU size
+    python -m tools.bench.memory train --base models/NAME --measured results/gpu/train.json
 
 `train` is arithmetic. The other two measure, each time in a process of its own, by its peak resident size,
 mapped file pages included (Linux).
@@ -22,9 +22,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from model import PROJECTIONS, Config, Decoder, Linear, command, load_decoder, read_json  # noqa: E402
+from model import PROJECTIONS, Config, Decoder, Linear, load_decoder
+from plumbing.errors import Parser, command, positive
+from plumbing.files import read_json, write_json
 
+ROOT = Path(__file__).resolve().parents[2]
 MISTRAL_7B = {
     "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
     "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
@@ -44,7 +46,7 @@ def peak_bytes() -> int:
 def write_checkpoint(folder: Path, config: dict, dtype: torch.dtype, shard_bytes=2 * GIB) -> int:
     """Random weights of the config's shapes in shards with an index; one shard in memory. Returns bytes."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
+    write_json(folder / "config.json", config)
     with torch.device("meta"):
         decoder = Decoder(Config.load(folder / "config.json"))
     weight_map, shard, total = {}, {}, 0
@@ -57,14 +59,15 @@ def write_checkpoint(folder: Path, config: dict, dtype: torch.dtype, shard_bytes
             save_file(shard, folder / file, {"format": "pt"})
             weight_map |= dict.fromkeys(shard, file)
             shard.clear()
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
     return total
 
 
 def measured(*arguments) -> dict:
     """Run one measurement in a process of its own; it prints JSON."""
-    command = [sys.executable, __file__, *map(str, arguments)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    line = [sys.executable, "-m", "tools.bench.memory", *map(str, arguments)]
+    done = subprocess.run(line, cwd=ROOT, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
 
 
 def measure_load(folder: Path) -> dict:
@@ -143,30 +146,34 @@ def recommended_chunk(c: Config, gigabytes: float, **settings) -> int:
 def train_table(c: Config, measured: Path | None, **settings) -> None:
     """Print the recommended chunk of each GPU size, and the prediction beside each measurement of gpu.sh."""
     print("GPU, GB   --tokens-per-chunk   predicted GB   measured GB")
-    found = {one["tokens_per_chunk"]: one.get("peak_bytes") for one in
-             (read_json(measured).get("found", []) if measured else [])}
+    report = read_json(measured, {"found": [dict]})["found"] if measured else []
+    peaks = {one["tokens_per_chunk"]: one.get("peak_bytes") for one in report}         # None: it failed
     rows = [(f"{size}", recommended_chunk(c, size, **settings)) for size in GPU_SIZES]
-    for name, tokens in rows + [("", tokens) for tokens in found if tokens not in dict(map(reversed, rows))]:
+    recommended = {tokens for _, tokens in rows}
+    rows += [("", tokens) for tokens in peaks if tokens not in recommended]
+    for name, tokens in rows:
         if name and not tokens:
             print(f"{name:>7}   {'too small for this base':>18}")
             continue
-        predicted, peak = predicted_bytes(c, tokens, **settings) / 1e9, found.get(tokens)
-        measured_gb = f"{peak / 1e9:.1f}" if peak else "failed" if tokens in found else "-"
+        predicted = predicted_bytes(c, tokens, **settings) / 1e9
+        measured_gb = "-"
+        if tokens in peaks:
+            measured_gb = f"{peaks[tokens] / 1e9:.1f}" if peaks[tokens] else "failed"
         print(f"{name:>7}   {tokens:18,}   {predicted:12.1f}   {measured_gb:>11}")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["load", "long", "train", "measure-load", "measure-long"])
     parser.add_argument("values", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--layers", type=positive(int), default=32)
     parser.add_argument("--stored", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--folder", type=Path, default=Path("checkpoint.tmp"), help="written, then removed")
     parser.add_argument("--base", type=Path, help="train: a model folder (default: Mistral-7B's shape)")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=2048, help="train: queries a step")
+    parser.add_argument("--rank", type=positive(int), default=16)
+    parser.add_argument("--batch-size", type=positive(int), default=2048, help="train: queries a step")
     parser.add_argument("--eager", action="store_true", help="train: without torch.compile")
-    parser.add_argument("--measured", type=Path, help="train: a report of tools/bench_gpu.py train --json")
+    parser.add_argument("--measured", type=Path, help="train: a report of tools.bench.gpu train --json")
     args = parser.parse_args()
     if args.what == "measure-load":
         print(json.dumps(measure_load(Path(args.values[0]))))

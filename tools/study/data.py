@@ -1,15 +1,13 @@
-"""tools/study_data.py: the study's training files, cleared of the test sets, and their mixture.
+"""tools/study/data.py: the study's training files, cleared of the test sets, and their mixture.
 
-For tools/reproduce.py; tools/clean.py does the clearing.
+For tools/study/reproduce.py; tools/data/clean.py does the clearing.
 """
-import hashlib
-import json
 from pathlib import Path
 
-import clean
-import llm
-from model import UserError, read_json, replace_file
-from subsets import file_hash
+from plumbing.errors import check
+from plumbing.files import parse_line, read_json, read_jsonl, read_lines, replace_file, sha256, write_json, write_jsonl
+from tools.data import clean
+from tools.study.subsets import file_hash
 
 # What train.py's --both-sides and type need to know of public files: their task type. Others have none.
 PUBLIC_TYPES = {"multi30k_bitext": "bitext", "tanaka_enja": "bitext", "lafand_bitext": "bitext",
@@ -19,27 +17,21 @@ PUBLIC_TYPES = {"multi30k_bitext": "bitext", "tanaka_enja": "bitext", "lafand_bi
 
 def file_key(paths: list[Path]) -> str:
     lines = "".join(f"{path.name} {file_hash(path)}\n" for path in paths)
-    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+    return sha256(lines.encode())[:16]
 
 
 def in_language(path: Path, language: str, out: Path) -> Path:
     """Write the examples of one language to `out`. Raises UserError where there are none."""
-    lines = []
-    for number, line in enumerate(open(path, encoding="utf-8"), 1):
-        try:
-            if json.loads(line).get("language") == language:
-                lines.append(line)
-        except (ValueError, AttributeError):
-            raise UserError(f"{path}:{number}: not a JSON object") from None
-    if not lines:
-        raise UserError(f"--language {language}: no example of {path} is")
-    replace_file(out, lambda target: target.write_text("".join(lines), encoding="utf-8"))
+    lines = [line for number, line in read_lines(path)
+             if parse_line(line, f"{path}:{number}").get("language") == language]
+    check(lines, f"--language {language}: no example of {path} is")
+    replace_file(out, lambda beside: beside.write_bytes(b"".join(lines)))
     return out
 
 
 def prepare_data(synthetic: Path, public: Path | None, evaldata: Path, folder: Path,
                  language: str | None = None) -> dict[str, dict]:
-    """Clean each file into a folder, if that is not done: {name: {"file", "key", and clean.py's counts}}.
+    """Clean each file into a folder, if that is not done: {name: {"file", "key", and the counts of clean}}.
 
     public: the folder of public pairs, if they are wanted; language: that of the synthetic examples to take,
     if not all. Raises UserError.
@@ -47,10 +39,8 @@ def prepare_data(synthetic: Path, public: Path | None, evaldata: Path, folder: P
     sources = {"synthetic": synthetic}
     if public:
         sources |= {path.stem: path for path in sorted(public.glob("*.jsonl"))}
-        if len(sources) == 1:
-            raise UserError(f"--traindata {public}: no .jsonl file in it")
-    if not synthetic.is_file():
-        raise UserError(f"{synthetic}: no such file: `make data` writes it")
+        check(len(sources) > 1, f"--traindata {public}: no .jsonl file in it")
+    check(synthetic.is_file(), f"{synthetic}: no such file: `make data` writes it")
     folder.mkdir(parents=True, exist_ok=True)
     if language:
         sources["synthetic"] = in_language(synthetic, language, folder / "synthetic.in.jsonl")
@@ -61,17 +51,12 @@ def prepare_data(synthetic: Path, public: Path | None, evaldata: Path, folder: P
         if known.get(name, {}).get("key") == key and out.exists():
             continue
         print(f"cleaning {path}", flush=True)
-        try:
-            report = clean.clean(path, out, [evaldata])
-        except llm.UserError as error:
-            raise UserError(str(error)) from None
+        report = clean.clean(path, out, [evaldata])
         report.pop("samples")                                         # texts of the sets: not to be spread
         if name in PUBLIC_TYPES:
-            rows = [json.loads(line) | {"type": PUBLIC_TYPES[name]} for line in open(out, encoding="utf-8")]
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            replace_file(out, lambda target: target.write_text(text, encoding="utf-8"))
+            write_jsonl(out, ({**row, "type": PUBLIC_TYPES[name]} for row in read_jsonl(out)))
         known[name] = {"file": str(out), "key": key, **report}
-        llm.write_json(folder / "report.json", known)
+        write_json(folder / "report.json", known)
     return {name: known[name] for name in sources}
 
 

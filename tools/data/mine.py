@@ -1,7 +1,7 @@
-"""tools/mine.py: hard negatives for training files, found by a model that embeds already.
+"""tools/data/mine.py: hard negatives for training files, found by a model that embeds already.
 
-    python tools/mine.py runs/demo data/pairs.jsonl --out data/mined.jsonl
-    python tools/mine.py BASE nq.jsonl fever.jsonl --out mined.jsonl --ranks 30 200 --margin 0.05 --sample
+    python -m tools.data.mine runs/demo data/pairs.jsonl --out data/mined.jsonl
+    python -m tools.data.mine BASE nq.jsonl fever.jsonl --out mined.jsonl --ranks 30 200 --margin 0.05 --sample
 
 The corpus is every distinct positive and negative of the files. Each query ranks it by cosine; known
 positives of the same instruction and query, and the query's own text, leave the ranking; of what stands at
@@ -12,7 +12,6 @@ with another, smaller embedder (mE5-base); so may you.
 Vectors of the corpus lie in a temporary file on the disk (4 * D bytes a text), texts stay in their files:
 memory holds one chunk of queries and of the corpus, and some 200 bytes a text while these are counted.
 """
-import argparse
 import json
 import sys
 import tempfile
@@ -21,10 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from metrics import search  # noqa: E402
-from model import Embedder, UserError, command, replace_file  # noqa: E402
-from batches import Examples, text_hash  # noqa: E402
+from batches import Examples
+from metrics import search
+from model import Embedder
+from plumbing.errors import Parser, check, command, finite, positive, seed
+from plumbing.files import replace_file, text_hash
 
 
 class Corpus:
@@ -138,35 +138,30 @@ def say(line: str) -> None:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("model", help="a run, a Hugging Face folder or an exported one")
     add("data", nargs="+", help="training files (JSON lines)")
     add("--out", required=True, type=Path, help="the file to write: every row, in order")
-    add("--negatives", type=int, default=1, help="wanted for each row")
-    add("--ranks", type=int, nargs=2, default=(11, 100), metavar=("FIRST", "LAST"),
+    add("--negatives", type=positive(int), default=1, help="wanted for each row")
+    add("--ranks", type=positive(int), nargs=2, default=(11, 100), metavar=("FIRST", "LAST"),
         help="the window; 1 is the best")
-    add("--margin", type=float, help="a negative's cosine is so far below the lowest positive's")
+    add("--margin", type=finite, help="a negative's cosine is so far below the lowest positive's")
     add("--sample", action="store_true", help="draw from the window instead of taking its best")
     add("--keep", action="store_true", help="append to a row's negatives instead of replacing them")
     add("--prompt", default="", help="instruction of rows that bring none")
     add("--skip-bad-lines", action="store_true")
-    add("--seed", type=int, default=0)
-    add("--chunk", type=int, default=4096, help="texts embedded and compared at once")
-    add("--max-length", type=int, default=512, help="tokens a text, BOS and EOS included")
+    add("--seed", type=seed, default=0)
+    add("--chunk", type=positive(int), default=4096, help="texts embedded and compared at once")
+    add("--max-length", type=positive(int), default=512, help="tokens a text, BOS and EOS included")
     add("--dtype", help="float32, bfloat16, float16 (default: float32 on a CPU)")
     add("--device", help="default: cuda where there is one")
     args = parser.parse_args(argv)
-    if not 1 <= args.ranks[0] <= args.ranks[1]:
-        raise UserError(f"--ranks {args.ranks[0]} {args.ranks[1]}: FIRST from 1, LAST not before it")
-    for flag in ("negatives", "chunk"):
-        if getattr(args, flag) < 1:
-            raise UserError(f"--{flag} {getattr(args, flag)}: must be at least 1")
+    first, last = args.ranks
+    check(first <= last, f"--ranks {first} {last}: LAST must not be before FIRST")
     for path in args.data:
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no such file")
-    if not args.out.parent.is_dir():
-        raise UserError(f"--out {args.out}: no such folder {args.out.parent}")
+        check(Path(path).is_file(), f"{path}: no such file")
+    check(args.out.parent.is_dir(), f"--out {args.out}: no such folder {args.out.parent}")
     examples = Examples(args.data, args.prompt, args.skip_bad_lines)
     embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype,
                              max_length=args.max_length)

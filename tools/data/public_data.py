@@ -1,6 +1,6 @@
-"""tools/public_data.py: the paper's 13 public training sets from the Hugging Face hub, ready for train.py.
+"""tools/data/public_data.py: the paper's 13 public training sets from the Hugging Face hub, ready for train.py.
 
-    python tools/public_data.py --out data/public        # or: make data PUBLIC=1; tens of GB
+    python -m tools.data.public_data --out data/public   # or: make data PUBLIC=1; tens of GB
     python train.py $(cat data/public/flags) --data data/synthetic.jsonl --base ... --out runs/paper
 
 prompts/public.json names the copy on the hub, and of each set the files, the share that is drawn (Table 14)
@@ -11,16 +11,15 @@ paper's.
 """
 import argparse
 import fnmatch
-import json
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))                     # model.py stands one folder up
-from hub import FORMATS, download, read  # noqa: E402
-from model import UserError, command, read_json, replace_file  # noqa: E402
+from plumbing.errors import Parser, UserError, check, command
+from plumbing.files import read_json, write_jsonl, write_text
+from tools.eval.hub import FORMATS, download, read
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def stem(path: Path) -> str:
@@ -34,12 +33,15 @@ def stem(path: Path) -> str:
 
 def assign(files: list[Path], sets: dict) -> tuple[dict[str, list[Path]], list[Path]]:
     """({set: its files}, the files that no set claims). Upper case is the same as lower."""
-    found, left = {name: [] for name in sets}, []
+    files_of, left = {name: [] for name in sets}, []
     for file in files:
         owners = [name for name, one in sets.items()
                   if any(fnmatch.fnmatchcase(stem(file).lower(), pattern) for pattern in one["files"])]
-        found[owners[0]].append(file) if len(owners) == 1 else left.append(file)
-    return found, left
+        if len(owners) == 1:
+            files_of[owners[0]].append(file)
+        else:
+            left.append(file)
+    return files_of, left
 
 
 def examples(files: list[Path], instructions: list[str], count: Counter):
@@ -70,13 +72,10 @@ def convert(files: list[Path], out: Path, instructions: list[str]) -> Counter:
     """Write one set, whole or not at all; returns what was counted."""
     count = Counter()
 
-    def write(path: Path) -> None:
-        with open(path, "w", encoding="utf-8") as lines:
-            for example in examples(files, instructions, count):
-                lines.write(json.dumps(example, ensure_ascii=False) + "\n")
-        if not count["examples"]:
-            raise UserError(f"{', '.join(file.name for file in files)}: no examples")
-    replace_file(out, write)
+    def rows():
+        yield from examples(files, instructions, count)
+        check(count["examples"], f"{', '.join(file.name for file in files)}: no examples")
+    write_jsonl(out, rows())
     return count
 
 
@@ -84,16 +83,16 @@ def fetch(out: Path, table: dict, partial: bool) -> None:
     """Fill `out` from the copy on the hub, and write `flags` once every set is there."""
     sets, drawn, flags, missing = table["sets"], 0, [], []
     absent = [name for name in sets if not (out / f"{name}.jsonl").exists()]
-    found = {}
+    files_of = {}
     if absent:
         source = download(table)
         files = sorted(path for path in source.rglob("*") if path.name.endswith(FORMATS))
-        found, left = assign(files, sets)
-        missing = [name for name in absent if not found[name]]
+        files_of, left = assign(files, sets)
+        missing = [name for name in absent if not files_of[name]]
         names = sorted({stem(file) for file in files})
-        if missing and not partial:
-            raise UserError(f"{table['hub']} has no files for {', '.join(missing)}, only {', '.join(names)}: "
-                            "mend `files` in prompts/public.json, or --partial goes on without")
+        check(partial or not missing,
+              f"{table['hub']} has no files for {', '.join(missing)}, only {', '.join(names)}: "
+              "mend `files` in prompts/public.json, or --partial goes on without")
         if left:
             print(f"not used: {', '.join(sorted({stem(file) for file in left}))}")
     out.mkdir(parents=True, exist_ok=True)
@@ -101,7 +100,7 @@ def fetch(out: Path, table: dict, partial: bool) -> None:
         path = out / f"{name}.jsonl"
         if name in missing:
             continue
-        count = convert(found[name], path, one["instructions"]) if not path.exists() else Counter()
+        count = convert(files_of[name], path, one["instructions"]) if not path.exists() else Counter()
         if not count["examples"]:
             with open(path, "rb") as lines:
                 count["examples"] = sum(1 for _ in lines)
@@ -117,18 +116,18 @@ def fetch(out: Path, table: dict, partial: bool) -> None:
     print(f"{'drawn an epoch':17}{drawn:10,.0f}, {ratio:.2f} of the paper's {table['examples']:,}"
           + (": the copy may be sampled already; then make the shares in prompts/public.json 1"
              if ratio < 0.7 else ": more than the paper's" if ratio > 1.3 else ""))
-    replace_file(out / "flags", lambda path: path.write_text(" ".join(flags) + "\n"))
+    write_text(out / "flags", " ".join(flags) + "\n")
 
 
 def main(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(description=__doc__, formatter_class=raw)
     parser.add_argument("--out", type=Path, default=Path("data/public"))
     parser.add_argument("--table", type=Path, default=ROOT / "prompts" / "public.json")
     parser.add_argument("--partial", action="store_true", help="go on where the copy lacks a set")
     args = parser.parse_args(argv)
     try:
-        fetch(args.out, read_json(args.table), args.partial)
+        fetch(args.out, read_json(args.table, {"sets": dict, "hub": str, "examples": int}), args.partial)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{args.out}: not made ({type(error).__name__}: {error})") from None
 

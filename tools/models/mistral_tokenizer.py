@@ -1,35 +1,33 @@
-"""tools/mistral_tokenizer.py: the tokenizer of Mistral-7B-v0.1 (and of E5-Mistral), out of a PyPI package.
+"""tools/models/mistral_tokenizer.py: the tokenizer of Mistral-7B-v0.1 (and of E5-Mistral), out of a PyPI package.
 
     pip install sentencepiece && pip install --no-deps mistral-common==1.13.1
-    python tools/mistral_tokenizer.py models/mistral-tokenizer
+    python -m tools.models.mistral_tokenizer models/mistral-tokenizer
 
 The package carries Mistral's SentencePiece model, byte for byte (Apache-2.0). This rebuilds it as a
 tokenizer.json: the tests prove that the token ids are SentencePiece's own. Where a model folder came without
 tokenizer.json, the file written here completes it.
 """
-import argparse
-import hashlib
 import importlib.util
-import json
-import sys
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+
+from plumbing.errors import Parser, UserError, command
+from plumbing.files import file_sha256, write_json
 
 SPACE = "\u2581"                                           # SentencePiece's sign for " "
 SHA256 = "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055"     # Mistral-7B-v0.1's own
 
 
 def packaged_model() -> Path:
-    """The SentencePiece file inside mistral-common (found, not imported: its own imports are not needed)."""
+    """The SentencePiece file inside mistral-common, which is located and not imported: no need of its imports."""
     spec = importlib.util.find_spec("mistral_common")
-    for place in spec.submodule_search_locations if spec else []:
-        path = Path(place) / "data" / "tokenizer.model.v1"
-        if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == SHA256:
+    for folder in spec.submodule_search_locations if spec else []:
+        path = Path(folder) / "data" / "tokenizer.model.v1"
+        if path.exists() and file_sha256(path) == SHA256:
             return path
-    print("error: no Mistral tokenizer: pip install --no-deps mistral-common==1.13.1", file=sys.stderr)
-    sys.exit(2)
+    raise UserError("no Mistral tokenizer: pip install --no-deps mistral-common==1.13.1")
 
 
 def build(model: SentencePieceProcessor) -> Tokenizer:
@@ -63,7 +61,7 @@ def build(model: SentencePieceProcessor) -> Tokenizer:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for tokenizer.json and tokenizer_config.json")
     args = parser.parse_args()
     model = SentencePieceProcessor(model_file=str(packaged_model()))
@@ -73,9 +71,9 @@ def main():
              for name in ("unk", "bos", "eos")}
     described = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "pad_token": names["eos_token"],
                  "clean_up_tokenization_spaces": False, "model_max_length": 32768}
-    (args.out / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n")
+    write_json(args.out / "tokenizer_config.json", described)
     print(f"{args.out}: {model.get_piece_size():,} tokens")
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -1,7 +1,7 @@
-"""tools/export.py: a run -> one folder that sentence-transformers, transformers, vLLM and TEI read.
+"""tools/models/export.py: a run -> one folder that sentence-transformers, transformers, vLLM and TEI read.
 
-    python tools/export.py runs/demo out/                        # in the dtype of the base's weights
-    python tools/export.py runs/demo out/ --dtype bfloat16 --prompt "faq=Find the question's answer"
+    python -m tools.models.export runs/demo out/                        # in the dtype of the base's weights
+    python -m tools.models.export runs/demo out/ --dtype bfloat16 --prompt "faq=Find the question's answer"
 
 The adapter is merged into the weights, and the rules that model.py keeps in code go into files: BOS and EOS
 into tokenizer.json's post-processor (the one place that every reader obeys; `add_eos_token` in
@@ -14,10 +14,7 @@ EOS, pooling, normalisation and prompts into sentence-transformers' files. Queri
 
 What vLLM and TEI need is from their documentation and source; neither is run by this project's tests.
 """
-import argparse
-import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -26,10 +23,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from check_padding import TEXTS  # noqa: E402
-from model import (POOLINGS, Embedder, Linear, UserError, command, find_model, instruct,  # noqa: E402
-                   open_safetensors, read_json)
+from model import POOLINGS, Embedder, Linear, find_model, instruct, open_safetensors
+from plumbing.errors import Parser, check, command, positive
+from plumbing.files import read_json, write_json, write_text
+from tools.bench.padding import TEXTS
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 QUERY = "query=Given a web search query, retrieve relevant passages that answer the query"
@@ -43,7 +40,7 @@ def stored_dtype(base: Path) -> str:
 
 
 def merged(decoder):
-    """Yields (name, tensor): the weights with LoRA's B A added in float32, in the weights' dtype."""
+    """Yield (name, tensor): the weights with LoRA's B A added in float32, in the weights' dtype."""
     adapted = {f"{name}.weight": m for name, m in decoder.named_modules() if isinstance(m, Linear)}
     for name, weight in decoder.state_dict().items():
         if name.endswith(("lora_A", "lora_B")):
@@ -91,13 +88,12 @@ def save_tokenizer(base: Path, out: Path, bos: int | None, eos: int, max_length:
     tokenizer.no_padding()
     ends = {i: tokenizer.id_to_token(i) for i in (bos, eos) if i is not None}
     for i, token in ends.items():
-        if token is None:
-            raise UserError(f"{base / 'tokenizer.json'}: has no token {i}, the config's BOS or EOS")
+        check(token is not None, f"{base / 'tokenizer.json'}: has no token {i}, the config's BOS or EOS")
     begin = [] if bos is None else [ends[bos]]
     tokenizer.post_processor = TemplateProcessing(
         single=[*begin, "$A", ends[eos]], pair=[*begin, "$A", ends[eos], *begin, "$B", ends[eos]],
         special_tokens=[(token, i) for i, token in ends.items()])
-    (out / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    write_text(out / "tokenizer.json", tokenizer.to_str(pretty=True))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": ends[eos], "pad_token": ends[eos],
         "padding_side": "right", "truncation_side": "right", "model_max_length": max_length,
@@ -130,11 +126,6 @@ def save_pooling(out: Path, embedder: Embedder) -> None:
         "include_prompt": True})
 
 
-def write_json(path: Path, value) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def save_model(embedder: Embedder, base: Path, out: Path, dtype: str, prompts, shard_bytes: float) -> int:
     """Write the merged model with all that its readers need; returns the weights' size."""
     config, c = read_json(base / "config.json"), embedder.decoder.config
@@ -146,24 +137,24 @@ def save_model(embedder: Embedder, base: Path, out: Path, dtype: str, prompts, s
     return save_weights(embedder.decoder, out, shard_bytes)
 
 
-def export(args) -> None:
+def named_prompts(texts: list[str]) -> dict[str, str]:
+    """NAME=INSTRUCTION, several times -> {name: what stands before a query}."""
     prompts = {}
-    for text in [QUERY, *args.prompt]:
-        name, equals, prompt = text.partition("=")
-        if not (name and equals and prompt):
-            raise UserError(f"--prompt {text!r}: write NAME=INSTRUCTION")
-        if name == "document":
-            raise UserError(f"--prompt {text!r}: documents go without a prompt: choose another name")
-        prompts[name] = instruct(prompt, "")
-    if not args.shard_gb > 0:
-        raise UserError(f"--shard-gb {args.shard_gb}: must be above 0")
-    if args.out.exists():
-        raise UserError(f"{args.out}: already there: remove it, or choose another name")
+    for text in texts:
+        name, _, instruction = text.partition("=")
+        check(name and instruction, f"--prompt {text!r}: write NAME=INSTRUCTION")
+        check(name != "document", f"--prompt {text!r}: documents go without a prompt: choose another name")
+        prompts[name] = instruct(instruction, "")
+    return prompts
+
+
+def export(args) -> None:
+    prompts = named_prompts([QUERY, *args.prompt])
+    check(not args.out.exists(), f"{args.out}: already there: remove it, or choose another name")
     base, _ = find_model(args.model)
     dtype = "float32" if args.adapter else args.dtype or stored_dtype(base)
     embedder = Embedder.load(args.model, device="cpu", dtype=dtype, max_length=args.max_length)
-    if args.adapter and not embedder.decoder.lora:
-        raise UserError(f"{args.model}: has no adapter")
+    check(embedder.decoder.lora or not args.adapter, f"{args.model}: has no adapter")
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{args.out.name}.", dir=args.out.parent) as beside:
@@ -186,18 +177,18 @@ def export(args) -> None:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="a run, or a Hugging Face folder without an adapter")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--adapter", action="store_true",
                         help="write PEFT's two files alone, in bfloat16 or --dtype")
     parser.add_argument("--dtype", choices=sorted(DTYPES.values()), help="default: as the base is stored")
-    parser.add_argument("--max-length", type=int, default=512, help="tokens a text, BOS and EOS included")
+    parser.add_argument("--max-length", type=positive(int), default=512, help="tokens a text, BOS and EOS included")
     parser.add_argument("--compare", action="store_true",
                         help="embed some texts with the adapter merged and not, and tell the worst cosine")
     parser.add_argument("--prompt", action="append", default=[], metavar="NAME=INSTRUCTION",
                         help=f"a named prompt for queries; repeatable (always there: {QUERY})")
-    parser.add_argument("--shard-gb", type=float, default=5, help="size of a weights file at most")
+    parser.add_argument("--shard-gb", type=positive(float), default=5, help="size of a weights file at most")
     export(parser.parse_args(argv))
 
 

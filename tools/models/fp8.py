@@ -1,8 +1,8 @@
-"""tools/fp8.py: the frozen base's products in 8-bit floats (e4m3), forward and input gradient. For a GPU.
+"""tools/models/fp8.py: the frozen base's products in 8-bit floats (e4m3), forward and input gradient. For a GPU.
 
-    python tools/fp8.py measure models/Mistral-7B-v0.1 --data data/synthetic.jsonl    # its effect, in numbers
-    python tools/fp8.py train --base ... --data ... --out runs/fp8                    # train.py's flags
-    python tools/fp8.py measure BASE --data FILE --emulate               # anywhere: the same rounding, slowly
+    python -m tools.models.fp8 measure models/Mistral-7B-v0.1 --data data/synthetic.jsonl  # its effect, in numbers
+    python -m tools.models.fp8 train --base ... --data ... --out runs/fp8                  # train.py's flags
+    python -m tools.models.fp8 measure BASE --data FILE --emulate    # anywhere: the same rounding, slowly
 
 Each row of x, and each row of W, is divided by its largest magnitude over 448 and rounded to e4m3 (3 bits of
 mantissa: at most 1/16 off). `torch._scaled_mm` multiplies these at twice bf16's rate, where the chip has the
@@ -12,17 +12,16 @@ took in 16 bits. W itself has no gradient: the base is frozen. LoRA, norms and a
 """
 import argparse
 import contextlib
-import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py and train.py stand one folder up
-import model  # noqa: E402
-import train  # noqa: E402
-from batches import Examples, plan_epoch, prepare  # noqa: E402
-from model import Decoder, Linear, UserError, command  # noqa: E402
+import model
+import train
+from batches import Examples, plan_epoch, prepare
+from model import Decoder, Linear
+from plumbing.errors import Parser, UserError, check, command, positive
 
 E4M3_MAX = 448.0
 
@@ -79,8 +78,8 @@ class Fp8Linear(Linear):
 def quantise(decoder: Decoder) -> Decoder:
     """Round the weights of every projection, once, in both layouts; their 16-bit copies go."""
     for linear in [module for module in decoder.modules() if type(module) is Linear]:
-        if any(size % 16 for size in linear.weight.shape):
-            raise UserError(f"fp8 needs widths in sixteens, and a projection is {tuple(linear.weight.shape)}")
+        check(not any(size % 16 for size in linear.weight.shape),
+              f"fp8 needs widths in sixteens, and a projection is {tuple(linear.weight.shape)}")
         by_row, row_scale = rowwise(linear.weight)
         by_column, column_scale = rowwise(linear.weight.T)
         linear.weight = nn.Parameter(by_row, requires_grad=False)        # its shape and device are asked for
@@ -94,9 +93,9 @@ def quantise(decoder: Decoder) -> Decoder:
 def require_gpu() -> None:
     """UserError where no GPU with fp8 units is at hand."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
-        found = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-        raise UserError(f"fp8 needs an Ada, Hopper or later GPU, here is {found}: train without it, or see "
-                        "the rounding's effect with `tools/fp8.py measure --emulate`")
+        here = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+        raise UserError(f"fp8 needs an Ada, Hopper or later GPU, here is {here}: train without it, or see "
+                        "the rounding's effect with `python -m tools.models.fp8 measure --emulate`")
 
 
 @contextlib.contextmanager
@@ -118,8 +117,8 @@ def gradients(embedder, batch, args) -> tuple[torch.Tensor, torch.Tensor]:
     _, vectors, _, _ = train.cached_gradients(
         embedder.embed, batch, lambda v: train.info_nce(
             v[:batch.queries], v[batch.queries:], targets, args.temperature, valid), args.tokens_per_chunk)
-    found = [p.grad.flatten() for p in embedder.decoder.lora_parameters().values()]
-    return vectors.float(), torch.cat(found)
+    lora = [p.grad.flatten() for p in embedder.decoder.lora_parameters().values()]
+    return vectors.float(), torch.cat(lora)
 
 
 def measure(base, data, queries=64, max_length=512, dtype=None, device=None, tokens_per_chunk=8192) -> dict:
@@ -139,23 +138,26 @@ def measure(base, data, queries=64, max_length=512, dtype=None, device=None, tok
     examples = Examples([str(data)])
     numbers = plan_epoch(examples, queries, False, 0, 0)[0]
     batch = prepare(examples, numbers, embedder.tokenize, args, step=0)
-    wanted = gradients(embedder, batch, args)
+    exact_vectors, exact_lora = gradients(embedder, batch, args)
     quantise(embedder.decoder)
-    found = gradients(embedder, batch, args)
-    vectors, lora = (float((f - w).norm() / w.norm()) for f, w in zip(found, wanted))
-    return {"queries": batch.queries, "texts": batch.texts, "vectors": vectors, "lora_gradients": lora,
-            "gradient_cosine": float(torch.cosine_similarity(found[1], wanted[1], dim=0))}
+    fp8_vectors, fp8_lora = gradients(embedder, batch, args)
+
+    def relative(found, exact):
+        return float((found - exact).norm() / exact.norm())
+    return {"queries": batch.queries, "texts": batch.texts,
+            "vectors": relative(fp8_vectors, exact_vectors), "lora_gradients": relative(fp8_lora, exact_lora),
+            "gradient_cosine": float(torch.cosine_similarity(fp8_lora, exact_lora, dim=0))}
 
 
 def main(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("measure", help="relative differences that fp8 makes").add_argument
     add("base", type=Path)
     add("--data", required=True)
-    add("--queries", type=int, default=64)
-    add("--max-length", type=int, default=512)
+    add("--queries", type=positive(int), default=64)
+    add("--max-length", type=positive(int), default=512)
     add("--dtype", choices=("float32", "bfloat16", "float16"))
     add("--emulate", action="store_true", help="on the CPU, by rounding and float32 products")
     commands.add_parser("train", help="train.py, its base in fp8; takes train.py's flags", add_help=False)
@@ -165,10 +167,7 @@ def main(argv=None):
     if args.command == "train":
         with loading():
             return train.main(rest)
-    if rest:
-        parser.error(f"unknown: {' '.join(rest)}")
-    if args.queries < 1:
-        raise UserError(f"--queries {args.queries}: at least 1")
+    check(not rest, f"unknown: {' '.join(rest)}")
     m = measure(args.base, args.data, args.queries, args.max_length, args.dtype,
                 "cpu" if args.emulate else "cuda")
     print(f"{m['queries']} queries, {m['texts']} texts: fp8 moves vectors by {m['vectors']:.1e} and LoRA "

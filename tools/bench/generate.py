@@ -1,13 +1,12 @@
-"""How many requests a second does generate.py's client send, with a server that answers at once?
+"""tools/bench/generate.py: how many requests a second does generate.py's client send, with a server that answers at once?
 
-    python tools/bench_generate.py [--n 5000] [--concurrency 16]
+    python -m tools.bench.generate [--n 5000] [--concurrency 16]
 
 The server runs in a process of its own and competes for the same cores, so the figure is a lower bound. Each
 request goes the whole way: drawn, rendered, logged as started, posted, its answer checked and appended to
 raw.jsonl.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -18,13 +17,15 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from plumbing.errors import Parser, command, positive
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--n", type=int, default=5000, help="example requests")
-    parser.add_argument("--concurrency", type=int, default=16)
+    parser = Parser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--n", type=positive(int), default=5000, help="example requests")
+    parser.add_argument("--concurrency", type=positive(int), default=16)
     args = parser.parse_args()
     server = subprocess.Popen([sys.executable, ROOT / "tests/support/fault_server.py"], stdout=subprocess.PIPE,
                               text=True)
@@ -33,8 +34,8 @@ def main():
         environment = {**os.environ, "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1", "OPENAI_API_KEY": ""}
         with tempfile.TemporaryDirectory() as folder:
             def generate(*flags):
-                command = [sys.executable, ROOT / "generate.py", *flags, "--out", f"{folder}/run.jsonl"]
-                return subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+                line = [sys.executable, ROOT / "generate.py", *flags, "--out", f"{folder}/run.jsonl"]
+                return subprocess.run(line, env=environment, check=True, capture_output=True, text=True)
             out = generate("--model", "m", "--n", str(args.n), "--tasks", "100",
                            "--concurrency", str(args.concurrency))
             begun = time.monotonic()
@@ -51,4 +52,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command(main)
