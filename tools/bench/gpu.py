@@ -22,7 +22,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import train
-from model import Embedder, Linear
+from model import Embedder
 from plumbing.errors import Parser, check, command, positive
 from plumbing.files import read_jsonl, write_json, write_jsonl, write_text
 from tools.bench.memory import MISTRAL_7B, peak_bytes, write_checkpoint
@@ -90,8 +90,7 @@ def measure_train(s: dict) -> dict:
                   "reserved_bytes": torch.cuda.max_memory_reserved()}
     else:
         memory = {"peak_bytes": peak_bytes()}
-    return {**s, **figures, **memory, "tokens": log[-1]["tokens"], "first_step_seconds": log[0]["seconds"],
-            "replay_difference": max(line["replay_difference"] for line in log)}
+    return {**s, **figures, **memory, "tokens": log[-1]["tokens"], "first_step_seconds": log[0]["seconds"]}
 
 
 def measure_encode(s: dict) -> dict:
@@ -110,7 +109,7 @@ def measure_encode(s: dict) -> dict:
         embedder.encode(part, tokens_per_chunk=s["tokens_per_chunk"])
         seconds.append(time.perf_counter() - begin)
     rate = tokens / statistics.median(seconds[1:])
-    weights = sum(m.weight.numel() for m in embedder.decoder.modules() if isinstance(m, Linear))
+    weights = sum(projection.weight.numel() for projection in embedder.decoder.projections())
     return {**s, "tokens_per_second": rate, "tokens": tokens, "texts": len(texts),
             "tflops_useful": 2 * weights * rate / 1e12,
             "peak_bytes": peak_bytes() if embedder.device.type == "cpu"

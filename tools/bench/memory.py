@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from model import PROJECTIONS, Config, Decoder, Linear, load_decoder
+from model import PROJECTIONS, Config, Decoder, load_decoder
+from plumbing.checkpoint import read_config
 from plumbing.errors import Parser, command, positive
 from plumbing.files import read_json, write_json
 
@@ -38,6 +39,10 @@ GIB = 2 ** 30
 GPU_SIZES = (24, 40, 80, 141)     # GB of 10^9 bytes, as GPUs are sold
 
 
+def load_config(path: Path) -> Config:
+    return Config(**read_config(path, Config.__annotations__))
+
+
 def peak_bytes() -> int:
     """This process's largest resident size so far. (getrusage would count its parent's too.)"""
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
@@ -48,7 +53,7 @@ def write_checkpoint(folder: Path, config: dict, dtype: torch.dtype, shard_bytes
     folder.mkdir(parents=True)
     write_json(folder / "config.json", config)
     with torch.device("meta"):
-        decoder = Decoder(Config.load(folder / "config.json"))
+        decoder = Decoder(load_config(folder / "config.json"))
     weight_map, shard, total = {}, {}, 0
     for name, parameter in decoder.named_parameters():
         weight = torch.ones(parameter.shape) if "norm" in name else torch.randn(parameter.shape) * 0.02
@@ -127,7 +132,7 @@ def predicted_bytes(c: Config, tokens_per_chunk: int, rank=16, itemsize=2, batch
     with torch.device("meta"):
         decoder = Decoder(c)
     base = sum(p.numel() for p in decoder.parameters()) * itemsize
-    lora = rank * sum(sum(m.weight.shape) for m in decoder.modules() if isinstance(m, Linear))
+    lora = rank * sum(sum(projection.weight.shape) for projection in decoder.projections())
     token = kept_bytes_per_token(c, rank, itemsize, compiled) * (1 + 1 / c.num_hidden_layers)
     vectors = 3 * 4 * batch * (1 + documents) * c.hidden_size      # float32: vectors, gradient, one copy
     scores = 6 * 4 * batch * batch * documents                     # cosines, logits, softmax, their gradients
@@ -180,7 +185,7 @@ def main():
     elif args.what == "measure-long":
         print(json.dumps(measure_long(*map(int, args.values))))
     elif args.what == "train":
-        config = Config.load(args.base / "config.json") if args.base else shape_of(MISTRAL_7B)
+        config = load_config(args.base / "config.json") if args.base else shape_of(MISTRAL_7B)
         train_table(config, args.measured, rank=args.rank, batch=args.batch_size, compiled=not args.eager)
     elif args.what == "load":
         try:

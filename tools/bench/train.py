@@ -18,22 +18,22 @@ Tokens are real ones, padding not counted; time runs from the end of step --warm
 """
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import train
-from batches import Examples, plan_epoch, plan_run
 from model import Embedder
 from plumbing.errors import Parser, UserError, at_least_0, check, command, positive, probability, seed
+from plumbing.examples import Examples
 from plumbing.files import read_json, read_jsonl, write_json, write_jsonl
 from tools.bench.memory import peak_bytes
 from tools.models import export
@@ -45,7 +45,7 @@ VARIANTS = ("stock", "tokens", "sorted", "sorted-tokens")
 def write_examples(files: list[str], rows: int, negatives: int, seed: int, out: Path) -> None:
     """A shuffled mixture of the files with one positive and `negatives` (0 or 1) negatives a row."""
     examples, usable = Examples(files), []
-    for i in np.concatenate(plan_epoch(examples, 1024, False, seed, 0)):
+    for i in np.concatenate(train.plan_epoch(examples, 1024, False, seed, 0)):
         if len(usable) == rows:
             break
         example = examples[i]
@@ -97,19 +97,16 @@ def train_options(s: dict) -> argparse.Namespace:
 
 def run_ours(s: dict) -> tuple[list[float], list[float]]:
     """train.py as it is; returns the loss of each step and the time at which each step had ended."""
-    ended, show, args = [], train.show, train_options(s)
-    train.show = lambda line, steps: ended.append(time.perf_counter())
-    try:
-        train.train(args)
-    finally:
-        train.show = show
-    return [line["loss"] for line in read_jsonl(args.out / "log.jsonl")], ended
+    args = train_options(s)
+    train.train(args)
+    log = list(read_jsonl(args.out / "log.jsonl"))
+    return [line["loss"] for line in log], list(itertools.accumulate(line["seconds"] for line in log))
 
 
 def batches_of(args) -> list[list[dict]]:
     """The examples of each of train.py's steps with these flags."""
     examples = Examples(args.data, args.prompt)
-    return [[examples[i] for i in batch] for batch in plan_run(examples, args)[:args.max_steps]]
+    return [[examples[i] for i in batch] for batch in train.plan_run(examples, args)]
 
 
 def row_length(row: dict) -> int:

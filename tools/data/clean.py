@@ -25,9 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
-from batches import read_example
 from generate import normalize
-from plumbing.errors import Parser, UserError, at_least_0, bounded, check, command
+from plumbing.errors import Parser, at_least_0, bounded, check, command
+from plumbing.examples import read_example
 from plumbing.files import OPTIONAL, read_jsonl, read_lines, replace_file, write_json
 
 BINS, ROWS = 64, 4  # signature values; values a band
@@ -193,11 +193,8 @@ def batches(pairs, size):
 
 
 def texts_of(line, where):
-    """The texts of an example: query, positives, negatives. UserError says where and why a line is none."""
-    try:
-        example = read_example(line, "")
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: {error}") from None
+    """The texts of an example: query, positives, negatives."""
+    example = read_example(line, where=where)
     return [example["query"], *example["pos"], *example["neg"]]
 
 

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from batches import Examples
 from metrics import search
 from model import Embedder
 from plumbing.errors import Parser, check, command, finite, positive, seed
-from plumbing.files import replace_file, text_hash
+from plumbing.examples import Examples
+from plumbing.files import BOM, parse_line, replace_file, text_hash
 
 
 class Corpus:
@@ -130,7 +130,7 @@ def raw_row(examples: Examples, i: int) -> dict:
     """The line as it stands in its file, with the keys that training doesn't read."""
     handle = examples.handles[examples.files[i]]
     handle.seek(examples.offsets[i])
-    return json.loads(handle.readline())
+    return parse_line(handle.readline().removeprefix(BOM), examples.where(i))
 
 
 def say(line: str) -> None:

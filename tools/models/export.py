@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from model import POOLINGS, Embedder, Linear, find_model, instruct, open_safetensors
+from model import Embedder, instruct
+from plumbing.checkpoint import POOLINGS, find_model, open_safetensors
 from plumbing.errors import Parser, check, command, positive
 from plumbing.files import read_json, write_json, write_text
 from tools.bench.padding import TEXTS
@@ -41,13 +42,12 @@ def stored_dtype(base: Path) -> str:
 
 def merged(decoder):
     """Yield (name, tensor): the weights with LoRA's B A added in float32, in the weights' dtype."""
-    adapted = {f"{name}.weight": m for name, m in decoder.named_modules() if isinstance(m, Linear)}
     for name, weight in decoder.state_dict().items():
         if name.endswith(("lora_A", "lora_B")):
             continue
-        linear = adapted.get(name)
-        if linear is not None and linear.lora_A is not None:
-            weight = (weight.float() + linear.scaling * linear.lora_B @ linear.lora_A).to(weight.dtype)
+        module = decoder.get_submodule(name.rpartition(".")[0])
+        if getattr(module, "lora_A", None) is not None:
+            weight = (weight.float() + module.scaling * module.lora_B @ module.lora_A).to(weight.dtype)
         yield name, weight
 
 

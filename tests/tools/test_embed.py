@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-import embed as tool
-from scripts import TOOLS, complaint
 from model import Embedder
+from scripts import ROOT, complaint
 from tiny import relative
+from tools import embed as tool
 
 LINES = ["Steep the leaves for three minutes.", "", "El té verde se prepara a 80 °C. 🍵",
          "Rain falls on the roof.", "Tea came to Europe in 1610.", "Ein  Satz mit  Lücken", "x",
@@ -21,8 +21,15 @@ LINES = ["Steep the leaves for three minutes.", "", "El té verde se prepara a 8
 
 def embed(*arguments, text=b""):
     """A locale that knows ASCII alone must not matter: texts come and go as UTF-8."""
-    return subprocess.run([sys.executable, TOOLS / "embed.py", *map(str, arguments)],
+    return subprocess.run([sys.executable, ROOT / "tools/embed.py", *map(str, arguments)],
                           input=text, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+
+
+def test_it_runs_by_its_path_and_as_a_module(tmp_path):
+    for line, folder in ((["tools/embed.py"], ROOT), ([ROOT / "tools/embed.py"], tmp_path), (["-m", "tools.embed"], ROOT)):
+        done = subprocess.run([sys.executable, *line, "search", "no/model", "--docs", "d", "q"], cwd=folder,
+                              capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith("embed.py: no/model: no such model folder"), done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +64,7 @@ def test_encode_to_json_lines_and_to_npy(smollm2, embedder, docs, tmp_path):
 
 
 def test_readmes_python_example(smollm2, tmp_path, monkeypatch, capsys):
-    code = re.search(r"```python\n(.*?)```", (TOOLS.parent / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/demo").symlink_to(smollm2, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
@@ -82,8 +89,8 @@ def test_search_ranks_as_the_whole_matrix_would(smollm2, embedder, docs):
 
 def test_streams(smollm2):
     """The first vectors are there before the last text is."""
-    run = subprocess.Popen([sys.executable, TOOLS / "embed.py", "encode", smollm2, "--device", "cpu",
-                            "--at-once", "2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    run = subprocess.Popen([sys.executable, "-m", "tools.embed", "encode", smollm2, "--device", "cpu",
+                            "--at-once", "2"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     run.stdin.write(b"one\ntwo\n")
     run.stdin.flush()
     assert json.loads(run.stdout.readline())["text"] == "one"
@@ -97,7 +104,8 @@ def test_mistakes_are_one_line_and_leave_nothing(smollm2, docs, tmp_path, tmp_pa
         (("encode", tmp_path / "nowhere"), b"", "no such model folder"),
         (("encode", smollm2, "--out", tmp_path / "v.npy"), b"fine\n\xff\n", ":2: not UTF-8"),
         (("encode", smollm2, "--out", tmp_path / "v.txt"), b"", ".npy"),
-        (("encode", smollm2, "--out", tmp_path / "no" / "v.npy"), b"a\n", "No such file"),
+        (("encode", smollm2, "--out", docs / "v.npy"), b"a\n", "docs.txt"),
+        (("encode", smollm2, "--at-once", 0), b"a\n", "--at-once: 0: must be above 0"),
         (("encode", smollm2, "--dim", 9999), b"", "dim 9999"),
         (("encode", smollm2, "--dim", -5, "--out", tmp_path / "v.npy"), b"", "dim -5"),
         (("encode", smollm2, "--prompt", "\udcff"), b"a\n", r"prompt '\udcff'"),

@@ -1,9 +1,8 @@
-"""tools/export.py: sentence-transformers and transformers give our vectors from the exported folder."""
+"""tools/models/export.py: sentence-transformers and transformers give our vectors from the exported folder."""
 import json
 import re
 import resource
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,12 +13,13 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-import export
-from scripts import complaint, run_tool
-from model import Embedder, UserError
+from model import Embedder
+from plumbing.errors import UserError
+from plumbing.files import write_json
+from scripts import ROOT, complaint
 from tiny import random_model, relative, save, tiny_config
+from tools.models import export
 
-ROOT = Path(__file__).resolve().parents[1]
 MAX_LENGTH = 48
 TEXTS = ["", "a", "Hello world", "naïve café · Быстрая лиса · 我喜欢在周末看书 · مرحبا", "🙂🚀 👨‍👩‍👧 🇩🇪",
          "An end </s> in the middle <s>", "</s>", "  two  spaces ", "line\nbreak",
@@ -146,7 +146,7 @@ def test_what_sentence_transformers_saves_again_is_read(pooling, mistral_files, 
 
 def test_a_pooling_that_is_not_here_is_refused(base, tmp_path):
     shutil.copytree(base, tmp_path / "cls")
-    export.write_json(tmp_path / "cls" / "1_Pooling" / "config.json", {"pooling_mode_cls_token": True})
+    write_json(tmp_path / "cls" / "1_Pooling" / "config.json", {"pooling_mode_cls_token": True})
     with pytest.raises(UserError, match="names no pooling that is here"):
         Embedder.load(tmp_path / "cls", device="cpu")
     assert Embedder.load(tmp_path / "cls", device="cpu", pooling="mean").pooling == "mean"
@@ -167,8 +167,8 @@ def test_the_bases_dtype_is_kept_and_mistakes_are_one_line(mistral_files, tmp_pa
                              ((base, tmp_path / "o", "--prompt", "nameless"), "NAME=INSTRUCTION"),
                              ((base, tmp_path / "o", "--prompt", "document=Find"), "choose another name"),
                              ((base, tmp_path / "o", "--max-length", 2), "max_length"),
-                             ((base, tmp_path / "o", "--shard-gb", "nan"), "--shard-gb nan"),
-                             ((base, tmp_path / "o", "--shard-gb", 0), "--shard-gb 0"),
+                             ((base, tmp_path / "o", "--shard-gb", "nan"), "--shard-gb: nan: must be above 0"),
+                             ((base, tmp_path / "o", "--shard-gb", 0), "--shard-gb: 0: must be above 0"),
                              ((other, tmp_path / "o"), "tokenizer.json: has no token 1"),
                              ((strange, tmp_path / "o"), "stray")]:
         assert words in complaint(capsys, export.main, *arguments)
@@ -219,22 +219,3 @@ def test_the_shipped_adapter_fits_the_default_base():
     assert sum(t.numel() for t in tensors.values()) == int(layers) * 16 * sum(map(sum, sizes))
     assert (folder / "adapter_model.safetensors").stat().st_size <= 12e6
     assert all(t.float().abs().max() > 0 for t in tensors.values())      # B starts at zero
-
-
-@pytest.mark.slow
-def test_the_shipped_adapter_finds_what_is_asked(tmp_path):
-    done = run_tool("smollm2.py", tmp_path / "base", "--layers", 20)
-    assert done.returncode == 0, done.stderr
-    pairs = {"how to brew tea": "Steep the leaves in hot water for three minutes, then pour.",
-             "bad weather": "Rain falls on the roof all night and the gutters overflow.",
-             "monetary policy against rising prices": "The central bank raised interest rates to slow down inflation.",
-             "how to warm up for jogging": "Stretch your legs before a long run to avoid injuries.",
-             "why does my internet keep failing": "Restart the router and check the cable if the connection drops.",
-             "opening hours of the gallery": "The museum opens at nine and closes at five, except on Mondays."}
-    right = {}
-    for adapter in (None, ROOT / "data" / "adapter"):
-        embedder = Embedder.load(tmp_path / "base", adapter=adapter, device="cpu")
-        queries = embedder.encode(list(pairs), "Given a question, retrieve passages that answer it")
-        scores = queries @ embedder.encode(list(pairs.values())).T
-        right[adapter is not None] = (scores.argmax(1) == torch.arange(len(pairs))).sum().item()
-    assert right[True] >= 5 and right[False] <= 2
