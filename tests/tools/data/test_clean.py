@@ -1,19 +1,19 @@
-"""tools/clean.py: near-duplicates and evaluation texts in training examples."""
-
+"""tools/data/clean.py: near-duplicates and evaluation texts in training examples."""
+import gzip
 import json
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import clean
+from plumbing.examples import Examples
+from scripts import ROOT, complaint, run_tool
+from tools.data import clean
 
-ROOT = Path(__file__).parent.parent
 ALPHABETS = {
     "latin": "abcdefghijklmnopqrstuvwxyz",
     "han": "".join(map(chr, range(0x4E00, 0x4F00))),
@@ -143,34 +143,86 @@ def test_shared_runs_go_and_short_or_common_texts_stay(tmp_path):
 
 
 def test_the_recorded_examples_are_clean_of_the_mini_benchmark(tmp_path):
-    subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "generate.py"),
-            "--replay",
-            str(ROOT / "data/recorded.jsonl.gz"),
-            "--out",
-            str(tmp_path / "s.jsonl"),
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    subprocess.run([sys.executable, ROOT / "generate.py", "--replay", ROOT / "data/recorded.jsonl.gz",
+                    "--out", tmp_path / "s.jsonl"], check=True, stdout=subprocess.DEVNULL)
     report = clean.clean(tmp_path / "s.jsonl", tmp_path / "c.jsonl", [ROOT / "data/mini"])
     assert (report["examples"], report["near-duplicates"], report["contaminated"]) == (2030, 0, 0)
     assert (tmp_path / "c.jsonl").read_bytes() == (tmp_path / "s.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize(
-    "content, flags, words", [("{}\n", [], ":1"), ("", ["--eval", "."], "task.json"), (None, [], "in.jsonl")]
-)
-def test_mistakes_get_one_line(tmp_path, content, flags, words):
-    if content is not None:
-        (tmp_path / "in.jsonl").write_text(content)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools/clean.py"), "in.jsonl", "--out", "out.jsonl", *flags],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+def gzipped(content: bytes) -> bytes:
+    return gzip.compress(content)
+
+
+GOOD = b'{"query": "a question", "pos": ["an answer"]}\n'
+READ = {  # what train.py takes: {file: (its content, lines that stay)}
+    "null.jsonl": (b'{"query": "q", "pos": ["p"], "neg": null, "prompt": null}\n', 1),
+    "bom.jsonl": (b"\xef\xbb\xbf" + GOOD, 1),
+    "blank.jsonl": (b"\n" + GOOD + b" \n\n", 1),
+    "no-end.jsonl": (GOOD + GOOD.strip().replace(b"question", b"riddle of another kind"), 2),
+    "crlf.jsonl": (GOOD.replace(b"\n", b"\r\n"), 1),
+    "packed.jsonl.gz": (gzipped(GOOD), 1),
+    "empty.jsonl": (b"", 0),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_train_py_reads_is_read(tmp_path, name):
+    content, kept = READ[name]
+    (tmp_path / name).write_bytes(content)
+    report = clean.clean(tmp_path / name, tmp_path / "out.jsonl")
+    lines = (tmp_path / "out.jsonl").read_bytes().splitlines(keepends=True)
+    assert report["kept"] == len(lines) == kept and all(line.endswith(b"}\n") for line in lines)
+    if kept and not name.endswith(".gz"):
+        assert len(Examples([str(tmp_path / name)])) == len(Examples([str(tmp_path / "out.jsonl")])) == kept
+
+
+BAD = {  # {file: (its content, what is said)}
+    "no-query.jsonl": (GOOD + b"{}\n", ":2: 'query' is missing or not a string"),
+    "letters.jsonl": (b'{"query": "q", "pos": "xyz"}\n', ":1: 'pos' is missing or not a list of strings"),
+    "no-pos.jsonl": (b'{"query": "q", "pos": []}\n', ':1: "query" and "pos" must hold text'),
+    "number.jsonl": (b'{"query": 5, "pos": ["p"]}\n', ":1: 'query' is missing or not a string"),
+    "null.jsonl": (b"null\n", ":1: holds no JSON object"),
+    "list.jsonl": (b"[1]\n", ":1: holds no JSON object"),
+    "torn.jsonl": (GOOD + b'{"query": "q"', ":2: not JSON in UTF-8"),
+    "utf16.jsonl": (GOOD.decode().encode("utf-16"), ":1: not JSON in UTF-8"),
+    "surrogate.jsonl": (b'{"query": "\\ud800", "pos": ["p"]}\n', ":1: not JSON in UTF-8"),
+    "deep.jsonl": (b"[" * 100_000 + b"\n", ":1: not JSON in UTF-8"),
+    "no-gzip.jsonl.gz": (GOOD, "cannot be read (Not a gzipped file"),
+    "cut.jsonl.gz": (gzipped(GOOD * 99)[:-9], "cannot be read (Compressed file ended"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_example_gets_one_line(tmp_path, capsys, name):
+    content, words = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    said = complaint(capsys, clean.main, tmp_path / name, "--out", tmp_path / "out.jsonl")
+    assert f"{tmp_path / name}" in said and words in said
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--eval", "EMPTY"], "no task.json below it"), (["--eval", "BAD"], "test.jsonl:1: 'text' is missing or not a"),
+    (["--threshold", "1.5"], "--threshold: 1.5: must be 0 to 1"), (["--min-chars", "-1"], "--min-chars: -1"),
+    (["--out", "out.jsonl.gz"], "a name without .gz"),
+])
+def test_mistakes_get_one_line(tmp_path, capsys, flags, words):
+    (tmp_path / "in.jsonl").write_bytes(GOOD)
+    (tmp_path / "empty").mkdir()
+    task_folder(tmp_path, "Task", {"test.jsonl": {"text": 5}})
+    flags = [{"EMPTY": tmp_path / "empty", "BAD": tmp_path / "sets"}.get(flag, flag) for flag in flags]
+    assert words in complaint(capsys, clean.main, tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl", *flags)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_missing_file_is_said_from_the_shell(tmp_path):
+    done = run_tool("data.clean", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"clean.py: {tmp_path / 'in.jsonl'}: cannot be read (No such file")
+
+
+def test_all_keys_of_a_line_survive(tmp_path):
+    rows = [{**example("the only question"), "language": "Dutch", "id": 7, "neg_scores": [0.5, 1]}]
+    run(tmp_path, rows)
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").open()] == rows

@@ -1,13 +1,13 @@
-"""tools/mine.py: window, margin and exclusion, against a ranking made by hand."""
+"""tools/data/mine.py: window, margin and exclusion, against a ranking made by hand."""
 import functools
 import json
 
 import pytest
 
-import mine
-from scripts import complaint as refusal, run_tool
 from model import Embedder
+from scripts import complaint as refusal, run_tool
 from tiny import random_model, save, tiny_config
+from tools.data import mine
 
 WORDS = ("tea", "river", "stone", "¿qué?", "лиса", "看书", "quickly", "bridge", "42", "né", "sun", "map")
 
@@ -129,8 +129,9 @@ def test_the_training_reads_what_was_mined(base, data, tmp_path):
 
 
 @pytest.mark.parametrize("more, complaint", [
-    (("--ranks", 5, 4), "--ranks 5 4"), (("--ranks", 0, 4), "--ranks 0 4"),
-    (("--negatives", 0), "--negatives 0"),
+    (("--ranks", 5, 4), "--ranks 5 4"), (("--ranks", 0, 4), "--ranks: 0: must be above 0"),
+    (("--negatives", 0), "--negatives: 0: must be above 0"), (("--chunk", 0), "--chunk: 0: must be above 0"),
+    (("--margin", "nan"), "--margin: nan: must be a finite number"),
     (("--out", "no/where.jsonl"), "no/where.jsonl"), (("--dtype", "int8"), "int8"),
 ])
 def test_user_errors_are_one_line(base, data, tmp_path, capsys, more, complaint):
@@ -140,6 +141,6 @@ def test_user_errors_are_one_line(base, data, tmp_path, capsys, more, complaint)
 
 def test_a_bad_line_ends_the_tool_as_a_user_sees_it(base, tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [ROWS[0], {"query": "q"}])
-    done = run_tool("mine.py", base, path, "--out", tmp_path / "out.jsonl")
+    done = run_tool("data.mine", base, path, "--out", tmp_path / "out.jsonl")
     assert done.returncode == 2 and "a.jsonl:2" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "out.jsonl").exists()

@@ -1,8 +1,6 @@
-"""tools/public_data.py and prompts/public.json: the public mixture, from a stand-in hub to training."""
+"""tools/data/public_data.py and prompts/public.json: the public mixture, from a stand-in hub to training."""
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +8,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-import public_data
 import train
-from batches import Examples, plan_epoch
-from scripts import TOOLS
 from hub_standin import Hub
+from plumbing.examples import Examples
+from scripts import ROOT, run_tool
+from tools.data import public_data
 
-ROOT = Path(__file__).parents[1]
 TABLE = json.loads((ROOT / "prompts" / "public.json").read_text(encoding="utf-8"))
 SPLITS = ("eli5", "hotpotqa", "fever", "miracl_es", "miracl_sw", "mr_tydi_thai", "nq", "squad", "trivia",
           "nli", "msmarco_passage", "msmarco_document", "quora_duplicates", "dureader", "t2ranking")
@@ -46,9 +43,8 @@ def copy(tmp_path):
 
 
 def fetch(hub, tmp_path, *more):
-    return subprocess.run([sys.executable, TOOLS / "public_data.py", "--out", tmp_path / "public", *more],
-                          env=hub.environment(tmp_path / "cache") | {"HF_HUB_OFFLINE": "0"},
-                          capture_output=True, text=True)
+    return run_tool("data.public_data", "--out", tmp_path / "public", *more,
+                    env=hub.environment(tmp_path / "cache") | {"HF_HUB_OFFLINE": "0"})
 
 
 def refused(done) -> str:
@@ -88,7 +84,7 @@ def test_the_mixture_is_fetched_and_train_reads_it(copy, tmp_path):
     args = train.options([*flags, "--base", "b", "--out", "o"])
     examples = Examples(args.data)
     assert len(examples) == 16 * 20 and len(examples.group_names) == 14                  # a group a set
-    drawn = np.concatenate(plan_epoch(examples, 64, False, 0, 0))
+    drawn = np.concatenate(train.plan_epoch(examples, 64, False, 0, 0))
     count = {path.stem: int((examples.files[drawn] == i).sum()) for i, path in enumerate(examples.paths)}
     assert count == {name: round(one["share"] * (40 if name in ("eli5", "miracl") else 20))
                      for name, one in TABLE["sets"].items()}
@@ -152,17 +148,3 @@ def test_names_are_claimed_by_one_set_or_none():
     assert found == {"msmarco-passage": ["MSMARCO_passage"], "nli": ["en_NLI_data"],
                      "mrtydi": ["mr-tydi_ar", "mrtydi"], "nq": ["natural_questions"]}
     assert [public_data.stem(path) for path in left] == ["xnot"]
-
-
-@pytest.mark.parametrize("goal, wanted, unwanted", [
-    (["data", "PUBLIC=1"], ["public_data.py --out data/public", "--out data/synthetic.jsonl"], "train.py"),
-    (["data", "PUBLIC=only"], ["tools/public_data.py --out data/public"], "generate.py --replay"),
-    (["train", "PRESET=paper", "PUBLIC=1"],
-     ["--data data/synthetic.jsonl $(cat data/public/flags) --out runs/"], "--max-steps"),
-    (["train", "PUBLIC=only"], [" $(cat data/public/flags) --out runs/"], "synthetic"),
-    (["eval", "PUBLIC=1"], ["--tasks data/mini"], "tools/hub.py SciFact"),
-])
-def test_make_fetches_and_trains_on_the_mixture(goal, wanted, unwanted):
-    done = subprocess.run(["make", "-nB", *goal], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and all(text in done.stdout for text in wanted), done.stdout + done.stderr
-    assert unwanted not in done.stdout
