@@ -1,7 +1,7 @@
 """What only a GPU shows: 16-bit vectors, torch.compile, and dropout that replays under it.
 
 GPU_TESTS_ON=cpu runs the same tests without one (minutes: the compiler is slow), to check the tests.
-They need no package beyond the run-time ones and pytest: `pytest --noconftest -m gpu tests/test_gpu.py`.
+They need no package beyond the run-time ones and pytest: `pytest --noconftest -m gpu tests/gpu/test_gpu.py`.
 """
 import os
 import warnings
@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import bench_gpu
-import fp8
 import train
-from batches import Examples, prepare
-from model import Embedder, upload
+from model import Embedder, to_device
+from plumbing.examples import Examples
+from tools.bench import gpu as bench
+from tools.models import fp8
 
 DEVICE = os.environ.get("GPU_TESTS_ON", "cuda")
 absent = DEVICE == "cuda" and not torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(absent, reason="needs a CUDA device")]
-CONFIG = {**bench_gpu.TINY, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3}
+CONFIG = {**bench.TINY, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3}
 LENGTHS = (3, 17, 40, 64, 9, 128, 33)
 
 
@@ -28,8 +28,8 @@ LENGTHS = (3, 17, 40, 64, 9, 128, 33)
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base") / "small"
     torch.manual_seed(0)
-    bench_gpu.make_base(folder, CONFIG, "float32")
-    bench_gpu.ragged_examples(folder / "examples.jsonl", 24)
+    bench.make_base(folder, CONFIG, "float32")
+    bench.ragged_examples(folder / "examples.jsonl", 24)
     return folder
 
 
@@ -82,19 +82,28 @@ def test_texts_beyond_the_window_are_as_on_the_cpu(base, compiled):
 
 
 def gradient(embedder, base, keep_tokens, seed=0):
-    """One cached-gradient step -> (loss, gradient, difference between the passes)."""
+    """One cached-gradient step -> (loss, gradient, difference between the vectors of pass one and pass two)."""
     examples = Examples([str(base / "examples.jsonl")])
     args = train.options(["--base", str(base), "--data", str(base / "examples.jsonl"), "--out", "unused"])
-    batch = prepare(examples, np.arange(8), embedder.tokenize, args, step=0)
+    batch = train.prepare(examples, np.arange(8), embedder.tokenize, args, step=0)
     embedder.decoder.train()
     parameters = list(embedder.decoder.lora_parameters().values())
     for p in parameters:
         p.grad = None
-    targets, valid = torch.arange(8, device=embedder.device), upload(batch.valid, embedder.device)
-    loss, _, _, drift = train.cached_gradients(
-        embedder.embed, batch, lambda v: train.info_nce(v[:8], v[8:], targets, 0.02, valid), 512,
-        keep_tokens, (seed,))
-    return loss.item(), torch.cat([p.grad.flatten() for p in parameters]), drift.item()
+    valid = to_device(batch.valid, embedder.device)
+    chunks = train.make_chunks(batch, 512, embedder.device)
+    kept = train.chunks_to_keep(chunks, keep_tokens)
+    vectors = torch.zeros(batch.texts, CONFIG["hidden_size"], device=embedder.device)
+    passes = {}                                                        # first token ids -> its chunk's vectors, by pass
+
+    def embed(rows):
+        v = embedder.embed(rows)
+        passes.setdefault(tuple(rows[0]), []).append(v.detach())
+        return v
+    loss = train.cached_gradients(embed, chunks, vectors, lambda v: train.batch_loss(v, 8, valid, args), kept, (seed,))
+    assert all(len(seen) == (1 if kept else 2) for seen in passes.values()) and kept in (0, len(chunks))
+    drift = max(relative(seen[-1], seen[0]) for seen in passes.values())
+    return loss.item(), torch.cat([p.grad.flatten() for p in parameters]), drift
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -116,20 +125,27 @@ def begin(base, out, *flags):
     args = train.options(["--base", str(base), "--data", str(base / "examples.jsonl"), "--out", str(out), *flags,
                           "--device", DEVICE, "--batch-size", "6", "--max-length", "128", "--max-steps", "4"])
     examples = Examples(args.data)
-    run, _ = train.start_run(args, examples, 4, 0, 1)
-    return run, train.batches_ahead(examples, train.plan_run(examples, args), 0, run)
+    plan = train.plan_run(examples, args)
+    run = train.start(args, examples, len(plan))
+    return run, train.batches_ahead(examples, plan, 0, run.embedder.tokenize, args)
+
+
+def step(run, batch):
+    run.step += 1
+    return train.training_step(run, batch, 0.0)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="a CPU has nobody to wait for")
-def test_a_step_waits_for_the_gpu_once(base, tmp_path):
+def test_a_step_waits_for_the_gpu_once(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)  # pytest keeps its own
     run, batches = begin(base, tmp_path / "run", "--dtype", "bfloat16", "--keep-tokens", "0")
-    train.training_step(run, next(batches), 1, [], 0.0)                # compiles
+    step(run, next(batches))                                           # compiles
     batch = next(batches)
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as waits:
             warnings.simplefilter("always")
-            train.training_step(run, batch, 2, [], 0.0)
+            step(run, batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waits = [str(wait.message) for wait in waits if "synchroniz" in str(wait.message)]
@@ -141,24 +157,25 @@ def test_a_step_waits_for_the_gpu_once(base, tmp_path):
 def test_a_run_that_stops_goes_on(base, tmp_path, monkeypatch, flags):
     """On a GPU sums come in any order, so nearly the same adapter; a CPU's is the same (tests/test_train.py)."""
     monkeypatch.setattr("signal.signal", lambda number, handler: None)  # pytest keeps its own
-    dry, step, dry_step = [], train.training_step, train.dry_step
-    monkeypatch.setattr(train, "dry_step", lambda *a: (dry.append(1), dry_step(*a)))
+    tried, step, worst_step = [], train.training_step, train.worst_step
+    monkeypatch.setattr(train, "worst_step", lambda run: (tried.append(1), worst_step(run)))
     line = ["--base", str(base), "--data", str(base / "examples.jsonl"), *flags, "--device", DEVICE, "--lr", "1e-3",
             "--batch-size", "6", "--max-length", "128", "--max-steps", "4", "--checkpoint-every", "2", "--resume"]
 
-    def third_is_stopped(run, batch, number, *more):
-        if number == 3:
+    def third_is_stopped(run, batch, started):
+        if run.step == 3:
             raise KeyboardInterrupt
-        return step(run, batch, number, *more)
+        return step(run, batch, started)
     assert train.main([*line, "--out", str(tmp_path / "whole")]) == 0
     monkeypatch.setattr(train, "training_step", third_is_stopped)
-    assert train.main([*line, "--out", str(tmp_path / "cut")]) == 130
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*line, "--out", str(tmp_path / "cut")])
     monkeypatch.setattr(train, "training_step", step)
     assert train.main([*line, "--out", str(tmp_path / "cut")]) == 0
     whole, cut = (torch.cat([t.flatten() for t in load_file(tmp_path / run / "adapter_model.safetensors").values()])
                   for run in ("whole", "cut"))
     assert whole.isfinite().all() and relative(cut, whole) < 1e-2
-    assert len(dry) == (3 if DEVICE == "cuda" else 0)
+    assert len(tried) == (3 if DEVICE == "cuda" else 0)
 
 
 @torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)         # it would go on, uncompiled

@@ -4,13 +4,10 @@ import json
 import signal
 
 import pytest
-import torch
 
-import bench_train
+from ragged import write_rows
 from tiny import random_model, save, tiny_config
-
-WORDS = ("tea", "river", "stone", "¿qué?", "Быстрая лиса", "周末看书", "quickly", "under the bridge", "42", "né")
-
+from tools.bench import train as bench
 
 @pytest.fixture(scope="module", params=["mistral", "smollm2"])
 def base(request, tmp_path_factory, mistral_files, smollm2):
@@ -21,23 +18,9 @@ def base(request, tmp_path_factory, mistral_files, smollm2):
     return save(model, tmp_path_factory.mktemp("base") / "tiny", mistral_files)
 
 
-def write_rows(path, rows: int):
-    """Ragged texts, some of them cut at the maximum length, each row with one negative."""
-    generator = torch.Generator().manual_seed(3)
-
-    def text():
-        length = int(torch.randint(1, 30, (), generator=generator))
-        return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=generator))
-    with open(path, "w", encoding="utf-8") as file:
-        for i in range(rows):
-            file.write(json.dumps({"prompt": ("", "Find the reply")[i % 2], "query": text(), "pos": [text()],
-                                   "neg": [text()]}, ensure_ascii=False) + "\n")
-    return path
-
-
 def settings(base, data, folder) -> dict:
     folder.mkdir()
-    return bench_train.prepare(argparse.Namespace(
+    return bench.prepare(argparse.Namespace(
         base=str(base), data=[str(data)], batch_size=8, max_length=40, negatives=1, steps=20, warmup=1,
         rounds=1, variants=["stock"], tokens_per_chunk=200, keep_tokens=None, peer_rows=3, lora_rank=4,
         lora_dropout=0.0, lr=1e-3, seed=0, dtype="float32", device="cpu", threads=1, train_flags="",
@@ -53,13 +36,28 @@ def signals():
         signal.signal(number, handler)
 
 
-@pytest.mark.slow
 def test_losses_of_20_steps_are_the_peers(base, tmp_path, signals):
     s = settings(base, write_rows(tmp_path / "rows.jsonl", 170), tmp_path / "work")
-    ours, _ = bench_train.run_ours(s)
+    ours, _ = bench.run_ours(s)
     moved = max(ours) - min(ours)
-    for variant in bench_train.VARIANTS:
-        theirs, _ = bench_train.run_peer({**s, "variant": variant})
+    for variant in bench.VARIANTS:
+        theirs, _ = bench.run_peer({**s, "variant": variant})
         difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
         print(variant, f"max difference {difference:.1e}, losses from {ours[0]:.4f} to {ours[-1]:.4f}")
         assert len(ours) == 20 and difference <= 1e-4 < 0.1 < moved
+
+
+def test_both_sides_take_their_turn(tmp_path, mistral_files, capsys):
+    config = tiny_config(vocab_size=32000, hidden_size=32, intermediate_size=48, num_hidden_layers=1)
+    base = save(random_model(config), tmp_path / "tiny", mistral_files)
+    data, out = write_rows(tmp_path / "rows.jsonl", 20), tmp_path / "bench.json"
+    bench.main([str(base), "--data", str(data), "--batch-size", "4", "--max-length", "24",
+                      "--steps", "2", "--rounds", "1", "--variants", "sorted-tokens",
+                      "--tokens-per-chunk", "64", "--threads", "1", "--device", "cpu", "--json", str(out)])
+    report = json.loads(out.read_text())
+    ours, theirs = report["sides"]["ours"], report["sides"]["sorted-tokens"]
+    assert ours["ours_is_faster"] == 1 and theirs["ours_is_faster"] > 0
+    assert len(ours["losses"]) == 2 and theirs["loss_difference"] < 1e-4 and ours["losses"][0] > 0.1
+    assert 0 < ours["before_bytes"] < ours["peak_bytes"] < theirs["peak_bytes"]        # fewer imports
+    table = capsys.readouterr().out
+    assert f"{report['tokens']:,} real tokens" in table and "sorted-tokens" in table

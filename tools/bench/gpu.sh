@@ -1,10 +1,10 @@
 #!/bin/bash
-# tools/gpu.sh: all GPU checks and measurements in one call, the first the most important.
+# tools/bench/gpu.sh: all GPU checks and measurements in one call, the first the most important.
 #
-#     OUT=results/gpu bash tools/gpu.sh        # one GPU of 80 GB or more, 30 GB of disk, at most 22 minutes
-#     STEPS="tests base train paper_batch_22gib" bash tools/gpu.sh     # 10 minutes; in the usual order
-#     STEPS="base encode small_base padding peer" bash tools/gpu.sh    # 9 more; every call makes its own base
-#     OUT=/tmp/dry bash tools/gpu.sh --dry     # tiny sizes on a CPU: is the plumbing sound?
+#     OUT=results/gpu bash tools/bench/gpu.sh        # one GPU of 80 GB or more, 30 GB of disk, at most 22 minutes
+#     STEPS="tests base train paper_batch_22gib" bash tools/bench/gpu.sh     # 10 minutes; in the usual order
+#     STEPS="base encode small_base padding peer" bash tools/bench/gpu.sh    # 9 more; every call makes its own base
+#     OUT=/tmp/dry bash tools/bench/gpu.sh --dry     # tiny sizes on a CPU: is the plumbing sound?
 #
 # Nothing is fetched: weights of Mistral-7B's shape are random, made in place. Needed: torch >= 2.11, numpy,
 # tokenizers, safetensors, requests, pytest; for the step `peer` transformers, peft, sentence-transformers and
@@ -12,7 +12,7 @@
 # Each step has its own time limit and leaves $OUT/NAME.json or NAME.log; $OUT/summary.json tells exit codes
 # and seconds (137: out of time; a milder signal would let train.py finish its step beside the next one).
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-results/gpu}
 mkdir -p "$OUT"
@@ -58,26 +58,26 @@ step() {    # NAME SECONDS COMMAND...: run it, keep its output, note how it ende
 
 COMMON="--device $DEVICE --dtype $DTYPE --max-length $LENGTH"
 export GPU_TESTS_ON=$DEVICE
-step tests 130 "$PYTHON" -m pytest -q --noconftest -p no:cacheprovider -m gpu -rsP tests/test_gpu.py
-step base 90 "$PYTHON" tools/bench_gpu.py base "$BASE" --shape $SHAPE --rows $ROWS $COMMON
-step train 200 "$PYTHON" tools/bench_gpu.py train "$BASE" $COMMON --batch-size $BATCH --steps $TRAIN_STEPS \
+step tests 130 "$PYTHON" -m pytest -q --noconftest -p no:cacheprovider -m gpu -rsP tests/gpu/test_gpu.py
+step base 90 "$PYTHON" -m tools.bench.gpu base "$BASE" --shape $SHAPE --rows $ROWS $COMMON
+step train 200 "$PYTHON" -m tools.bench.gpu train "$BASE" $COMMON --batch-size $BATCH --steps $TRAIN_STEPS \
     --tokens-per-chunk $CHUNKS --json "$OUT/train.json"
-step paper_batch_22gib 160 "$PYTHON" tools/bench_gpu.py train "$BASE" $COMMON --batch-size $PAPER_BATCH \
+step paper_batch_22gib 160 "$PYTHON" -m tools.bench.gpu train "$BASE" $COMMON --batch-size $PAPER_BATCH \
     --steps 1 --tokens-per-chunk $SMALL_CHUNK --memory-gib 22 --json "$OUT/paper_batch_22gib.json"
-step encode 130 "$PYTHON" tools/bench_gpu.py encode "$BASE" $COMMON --batch-size $ENCODE \
+step encode 130 "$PYTHON" -m tools.bench.gpu encode "$BASE" $COMMON --batch-size $ENCODE \
     --tokens-per-chunk ${CHUNKS%% *} ${CHUNKS##* } --json "$OUT/encode.json"
-step small_base 20 "$PYTHON" tools/bench_gpu.py base "$WORK/small" --shape $SMALL --rows 12 --dtype float32
-step padding 60 "$PYTHON" tools/check_padding.py "$WORK/small" --texts "$WORK/small/texts.txt" \
+step small_base 20 "$PYTHON" -m tools.bench.gpu base "$WORK/small" --shape $SMALL --rows 12 --dtype float32
+step padding 60 "$PYTHON" -m tools.bench.padding "$WORK/small" --texts "$WORK/small/texts.txt" \
     --devices $DEVICES
-step peer 220 "$PYTHON" tools/bench_train.py "$BASE" --data "$BASE/examples.jsonl" $COMMON $PEER \
+step peer 220 "$PYTHON" -m tools.bench.train "$BASE" --data "$BASE/examples.jsonl" $COMMON $PEER \
     --variants tokens --tokens-per-chunk ${CHUNKS%% *} --json "$OUT/peer.json"
-step fp8_train 100 "$PYTHON" tools/bench_gpu.py train "$BASE" $COMMON --batch-size $BATCH \
+step fp8_train 100 "$PYTHON" -m tools.bench.gpu train "$BASE" $COMMON --batch-size $BATCH \
     --steps $TRAIN_STEPS --tokens-per-chunk ${CHUNKS%% *} --fp8 --json "$OUT/fp8_train.json"
-step fp8_encode 80 "$PYTHON" tools/bench_gpu.py encode "$BASE" $COMMON --batch-size $ENCODE \
+step fp8_encode 80 "$PYTHON" -m tools.bench.gpu encode "$BASE" $COMMON --batch-size $ENCODE \
     --tokens-per-chunk ${CHUNKS%% *} --fp8 --json "$OUT/fp8_encode.json"
-step fp8_effect 60 "$PYTHON" tools/fp8.py measure "$BASE" --data "$BASE/examples.jsonl" --dtype $DTYPE \
+step fp8_effect 60 "$PYTHON" -m tools.models.fp8 measure "$BASE" --data "$BASE/examples.jsonl" --dtype $DTYPE \
     --max-length $LENGTH --queries 16 $EMULATE
-step memory 20 "$PYTHON" tools/bench_memory.py train --base "$BASE" --batch-size $BATCH \
+step memory 20 "$PYTHON" -m tools.bench.memory train --base "$BASE" --batch-size $BATCH \
     --measured "$OUT/train.json"
 cat "$OUT/summary.json"
 exit $failed
