@@ -6,11 +6,11 @@ from sentencepiece import SentencePieceProcessor
 
 import generate
 import train
-import mistral_tokenizer
 from fault_server import KEY
 from runs import FLAGS, read_log, record, signals_restored, write_lines
 from scripts import run_tool
 from tiny import random_model, save, tiny_config
+from tools.models import mistral_tokenizer
 
 # A shell's background job ignores Ctrl-C, and so would every process that these tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -55,7 +55,7 @@ def sentencepiece():
 def mistral_files(tmp_path_factory):
     """A folder with the real Mistral tokenizer.json and tokenizer_config.json."""
     folder = tmp_path_factory.mktemp("mistral-tokenizer")
-    done = run_tool("mistral_tokenizer.py", folder)
+    done = run_tool("models.mistral_tokenizer", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -64,7 +64,7 @@ def mistral_files(tmp_path_factory):
 def smollm2(tmp_path_factory):
     """The real SmolLM2, its first three layers, built as `make base LAYERS=3` would."""
     folder = tmp_path_factory.mktemp("models") / "smollm2-l3"
-    done = run_tool("smollm2.py", folder, "--layers", 3)
+    done = run_tool("models.smollm2", folder, "--layers", 3)
     assert done.returncode == 0, done.stderr
     return folder
 
