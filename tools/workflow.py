@@ -1,11 +1,11 @@
 """tools/workflow.py: what `make base`, `make data`, `make train`, `make eval` and `make bench` run.
 
-    python -m tools.workflow train BASE=owner/name PRESET=paper        # as: make train BASE=owner/name PRESET=paper
-    python -m tools.workflow train DRY_RUN=1                           # shows the commands and runs none of them
+    make train BASE=owner/name PRESET=paper
+    python -m tools.workflow train BASE=owner/name PRESET=paper   # the same: make passes on what is typed
+    make train DRY_RUN=1                                          # shows the commands and runs none
 
-What is typed behind `make` arrives here in the environment; VAR=value does the same by hand. A command is printed as
-you could type it, and run unless its output is up to date: a stamp says that the same command has ended well on the
-same files.
+Each command is printed as you could type it, and run unless its output is up to date. It is up to date if the
+same command has ended well on the same files before; a stamp near the output remembers both.
 """
 import itertools
 import os
@@ -21,33 +21,34 @@ from plumbing.files import read_json, read_lines, write_text
 
 DEFAULTS = {
     "BASE": "smollm2-135m",     # the base model: this one, owner/name on the hub, or a folder
-    "LAYERS": "20",             # smollm2-135m is cut to its first so many layers; all: it is not
-    "DATA": "",                 # files of examples, each FILE or FILE:SHARE (default: what `make data` writes)
-    "LLM": "",                  # `make data` asks this model, at OPENAI_BASE_URL,
-    "N": "",                    # for so many examples (default: generate.py's)
-    "PUBLIC": "",               # 1: the paper's 13 public sets too; only: nothing else
+    "LAYERS": "20",             # so many of smollm2-135m's 30 layers, the first ones; or all
+    "DATA": "",                 # files of examples, FILE or FILE:SHARE (default: what `make data` writes)
+    "LLM": "",                  # the model that `make data` asks, at OPENAI_BASE_URL
+    "N": "",                    # how many examples it is asked for (default: 1000)
+    "PUBLIC": "",               # 1: the paper's 13 public sets too; only: nothing but them
     "PRESET": "demo",           # the recipe: demo or paper
     "INIT": "",                 # train on from this adapter; data/adapter is the shipped one
-    "RUN": "",                  # the run is runs/RUN (default: called as the preset, or as DATA)
+    "RUN": "",                  # a name: the run is runs/RUN (default: the preset's, or that of DATA)
     "TASKS": "data/mini",       # test sets: folders, or tasks or one benchmark of prompts/tasks.json
     "DTYPE": "",                # the demo's number format (default: bfloat16 on a CPU that multiplies it)
-    "DATA_FLAGS": "",           # more flags for generate.py,
-    "TRAIN_FLAGS": "",          # train.py
-    "EVAL_FLAGS": "",           # and evaluate.py
+    "DATA_FLAGS": "",           # more flags for generate.py
+    "TRAIN_FLAGS": "",          # more flags for train.py
+    "EVAL_FLAGS": "",           # more flags for evaluate.py
     "DRY_RUN": "",              # 1: only show the commands
 }
 CHOICES = {"PRESET": ("demo", "paper"), "PUBLIC": ("", "1", "only"),
            "DTYPE": ("", "float32", "float16", "bfloat16")}
 SYNTHETIC, LIVE, PUBLIC = "data/synthetic.jsonl", "data/llm.jsonl", "data/public/flags"
 
-# The paper's recipe is train.py's defaults; the demo scales it down to minutes on two cores. --keep-tokens covers
-# its whole batch, so that each text is embedded once: memory is no concern here.
+# The paper's recipe is train.py's defaults; the demo scales it down to minutes on two cores. --keep-tokens
+# covers its whole batch, so that each text is embedded once: memory is no concern here.
 DEMO = ("--batch-size 16 --max-length 64 --lr 1.5e-3 --warmup-steps {warmup} --lora-dropout 0 --both-sides "
         "--batches homogeneous --epochs 3 --max-steps {steps} --dtype {dtype} --tokens-per-chunk 2048 "
         "--keep-tokens 16384")
-# For train.py and evaluate.py. glibc keeps freed memory for the next step: handing it back and asking anew costs up
-# to half of a step.
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456", "MALLOC_MMAP_MAX_": "0"}
+# In training and evaluation, glibc keeps freed memory for the next step. Handing it back and asking anew
+# costs up to half of a step.
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456",
+               "MALLOC_MMAP_MAX_": "0"}
 
 
 class Variables(dict):
@@ -59,7 +60,7 @@ class Variables(dict):
     def words(self, name: str) -> list[str]:
         """The value as a shell splits it, or whole where a file is called so, spaces and all."""
         value = self[name]
-        if value and Path(value).exists():
+        if os.path.exists(value):
             return [value]
         try:
             return shlex.split(value)
@@ -74,7 +75,7 @@ def say(line: str) -> None:
 
 
 def run(typed: Variables, *arguments) -> None:
-    """Show a Python command and run it. If it fails, so do we, with its exit code: it has said why."""
+    """Show a Python command and run it. If it fails, we end with its exit code: it has said why."""
     arguments = [str(argument) for argument in arguments]
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
@@ -84,7 +85,7 @@ def run(typed: Variables, *arguments) -> None:
         return
     settings = KEEP_MEMORY if arguments[0] in ("train.py", "evaluate.py") else {}
     process = subprocess.Popen([sys.executable, *arguments], env={**settings, **os.environ})
-    # Ctrl-C reaches the command from the terminal, a kill of make through us. It saves what it has: wait for it.
+    # A script that is stopped saves what it has: wait for it. Ctrl-C reaches it, too; a kill we pass on.
     signal.signal(signal.SIGINT, lambda number, frame: None)
     signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
     code = process.wait()
@@ -94,8 +95,8 @@ def run(typed: Variables, *arguments) -> None:
         sys.exit(code if code > 0 else 128 - code)         # below 0: killed by that signal
 
 
-def run_unless_done(typed: Variables, title: str, output, stamp: Path, arguments: list, inputs) -> None:
-    """Run a command that makes `output` of the files `inputs`, unless `stamp` says that just this has been done."""
+def run_unless_done(typed: Variables, title: str, arguments: list, inputs, output, stamp: Path) -> None:
+    """Run a command that makes `output` of the files `inputs`, unless `stamp` says that it has been done."""
     lines = [shlex.join(map(str, arguments))]
     for file in map(Path, inputs):
         if file.exists():                                  # in a dry run it may have to be made yet
@@ -155,7 +156,7 @@ def get_base(typed: Variables) -> Path:
 
 def base(typed: Variables) -> None:
     get_base(typed)
-    if typed["BASE"] == "smollm2-135m":                    # with all its layers too: the study compares with it
+    if typed["BASE"] == "smollm2-135m":                    # all its layers too: the study compares with them
         get_base(Variables(typed, LAYERS="all"))
 
 
@@ -163,7 +164,7 @@ def base(typed: Variables) -> None:
 
 def data_files(typed: Variables) -> list[str]:
     """DATA, or what PUBLIC and LLM make of it. A file called `flags` lists others, as train.py's flags."""
-    check(typed["LLM"] or not typed["N"], f"N={typed['N']}: is for a live server: name its model too, LLM=...")
+    check(typed["LLM"] or not typed["N"], f"N={typed['N']}: is for a live server: say LLM=its-model too")
     for path in map(path_of, typed.words("DATA")):
         ours = path in (Path(SYNTHETIC), Path(PUBLIC)) or path == Path(LIVE) and typed["LLM"]
         check(ours or path.is_file(), f"DATA={typed['DATA']}: there is no file {path}")
@@ -189,7 +190,7 @@ def get_data(typed: Variables) -> list[str]:
             ask(typed)
         elif path == Path(PUBLIC):
             fetch_public_sets(typed)
-        if path.name == "flags" and path.exists():         # in a dry run it may have to be made yet
+        if path.name == "flags" and path.exists():         # in a dry run it stands for what it will list
             result += path.read_text().replace("--data", "").split()
         else:
             result.append(file)
@@ -198,15 +199,17 @@ def get_data(typed: Variables) -> list[str]:
 
 def replay(typed: Variables) -> None:
     folder, recorded = Path("data/synthetic"), "data/recorded.jsonl.gz"
-    if (folder / "raw.jsonl").exists():                    # generate.py has asked a live server: leave its answers
+    if (folder / "raw.jsonl").exists():                    # they are a live server's answers: leave them
         return
-    arguments = ["generate.py", "--replay", recorded, "--out", SYNTHETIC, *typed.words("DATA_FLAGS")]
-    run_unless_done(typed, f"data: recorded LLM answers -> {SYNTHETIC}: a second", SYNTHETIC, folder / ".finished",
-                    arguments, [*code_of("generate.py"), recorded, *sorted(Path("prompts").iterdir())])
+    run_unless_done(
+        typed, f"data: recorded LLM answers -> {SYNTHETIC}: a second",
+        ["generate.py", "--replay", recorded, "--out", SYNTHETIC, *typed.words("DATA_FLAGS")],
+        [*code_of("generate.py"), recorded, *sorted(Path("prompts").iterdir())],
+        SYNTHETIC, folder / ".finished")
 
 
 def ask(typed: Variables) -> None:
-    """Always run: it goes on where it stopped, extends to a larger N, and asks for nothing that is on disk."""
+    """Always run: it goes on where it stopped, and asks for nothing that is on disk."""
     say(f"==> data: {typed['N'] or 1000} examples of {typed['LLM']}, at the speed of its server")
     number = ["--n", typed["N"]] if typed["N"] else []
     run(typed, "generate.py", "--model", typed["LLM"], *number, "--out", LIVE, *typed.words("DATA_FLAGS"))
@@ -215,9 +218,11 @@ def ask(typed: Variables) -> None:
 def fetch_public_sets(typed: Variables) -> None:
     if not Path(PUBLIC).exists():
         install(typed, "pyarrow==26.0.1")
-    run_unless_done(typed, "data: the paper's 13 public sets from the hub into data/public: tens of GB", PUBLIC,
-                    Path("data/public/.finished"), ["-m", "tools.data.public_data", "--out", "data/public"],
-                    ["prompts/public.json", "tools/data/public_data.py"])
+    run_unless_done(
+        typed, "data: the paper's 13 public sets from the hub into data/public: tens of GB",
+        ["-m", "tools.data.public_data", "--out", "data/public"],
+        ["prompts/public.json", "tools/data/public_data.py"],
+        PUBLIC, Path("data/public/.finished"))
 
 
 def data_flags(files: list[str]) -> list[str]:
@@ -227,13 +232,18 @@ def data_flags(files: list[str]) -> list[str]:
 # ----------------------------------------------------------------------------------------------- training
 
 def run_folder(typed: Variables) -> Path:
-    """runs/RUN. Without RUN, a run on other data than the demo's is named after it: data/mine.jsonl, runs/mine."""
+    """runs/RUN. Without RUN, other data than the demo's name the run: data/mine.jsonl makes it runs/mine."""
     if typed["RUN"]:
-        return Path("runs", typed["RUN"])
+        folder = Path("runs", typed["RUN"])
+        check(folder.is_relative_to("runs") and ".." not in folder.parts,
+              f"RUN={typed['RUN']}: the name of a folder in runs/")
+        return folder
     if data_files(typed) == [SYNTHETIC]:
         return Path("runs", typed["PRESET"])
-    paths = map(path_of, data_files(typed))
-    return Path("runs", "-".join(path.parent.name if path.name == "flags" else path.stem for path in paths))
+    names = []
+    for path in map(path_of, data_files(typed)):
+        names.append(path.parent.name if path.name == "flags" else path.stem)
+    return Path("runs", "-".join(names))
 
 
 def number_format(typed: Variables) -> str:
@@ -254,11 +264,12 @@ def recipe(typed: Variables, files: list[str]) -> list[str]:
     dtype = number_format(typed)
     steps = 70 if dtype == "float32" else 140              # in the same time
     flags = DEMO.format(warmup=20, steps=steps, dtype=dtype).split() + added
-    if files != [SYNTHETIC]:                               # few examples: few steps, of which a tenth is warm-up
+    if files != [SYNTHETIC]:                               # fewer examples, fewer steps: a tenth is warm-up
         warmup = min(20, planned_steps(flags, files) // 10)
-        return DEMO.format(warmup=warmup, steps=steps, dtype=dtype).split() + added
-    # The demo is trained anew where other flags or data have made it. Other runs are overwritten by nobody.
-    return flags + ["--overwrite"] if run_folder(typed) == Path("runs/demo") else flags
+        flags = DEMO.format(warmup=warmup, steps=steps, dtype=dtype).split() + added
+    elif run_folder(typed) == Path("runs/demo"):           # anew, if other flags or data made the one there
+        flags.append("--overwrite")
+    return flags
 
 
 def planned_steps(flags: list[str], files: list[str]) -> int:
@@ -268,18 +279,24 @@ def planned_steps(flags: list[str], files: list[str]) -> int:
         parser.add_argument(name, type=int)
     args, _ = parser.parse_known_args(flags)
     enough = args.max_steps * args.batch_size              # lines; more need not be counted
-    paths = [path for path in map(path_of, files) if path.exists()]
-    lines = sum(sum(1 for _ in itertools.islice(read_lines(path), enough)) for path in paths)
+    lines = 0
+    for path in map(path_of, files):
+        if path.exists():
+            lines += sum(1 for _ in itertools.islice(read_lines(path), enough))
+        else:                                              # in a dry run
+            lines += enough
     return min(args.max_steps, args.epochs * lines // args.batch_size)
 
 
 def train(typed: Variables) -> None:
     folder, model, files = run_folder(typed), get_base(typed), get_data(typed)
     # --resume goes on with a run that was stopped, and refuses one that other flags or data have made.
-    arguments = ["train.py", "--base", model, *data_flags(files), "--out", folder, "--resume", *recipe(typed, files)]
-    time = ": about 10 minutes on 2 cores" if typed["PRESET"] == "demo" else ""
-    run_unless_done(typed, f"train: {model} on {' '.join(files)} -> {folder}{time}", folder, folder / ".finished",
-                    arguments, map(path_of, files))
+    arguments = ["train.py", "--base", model, *data_flags(files), "--out", folder, "--resume"]
+    arguments += recipe(typed, files)
+    title = f"train: {model} on {' '.join(files)} -> {folder}"
+    if typed["PRESET"] == "demo":
+        title += ": about 10 minutes on 2 cores"
+    run_unless_done(typed, title, arguments, map(path_of, files), folder, folder / ".finished")
 
 
 # --------------------------------------------------------------------------------------------- evaluation
@@ -289,8 +306,9 @@ def own_base(typed: Variables, folder: Path) -> str:
     config = folder / "config.json"
     own = read_json(config, {"base": str})["base"] if config.exists() else str(base_folder(typed))
     if "BASE" in typed or "LAYERS" in typed:
-        check(base_folder(typed).resolve() == Path(own).resolve(),
-              f"{folder} was trained on {own}, not on {base_folder(typed)}: say neither BASE nor LAYERS, or train anew")
+        other = base_folder(typed)
+        check(other.resolve() == Path(own).resolve(),
+              f"{folder} was trained on {own}, not on {other}: leave out BASE and LAYERS, or train it anew")
     return own
 
 
@@ -305,7 +323,8 @@ def evaluate(typed: Variables) -> None:
     if not typed["RUN"] and not (folder / ".finished").exists():
         train(typed)
     adapter = folder / "adapter_model.safetensors"         # of a run named by RUN, whatever has made it
-    check(adapter.exists() or typed["DRY_RUN"], f"{folder}: no trained adapter there (make train RUN={folder.name})")
+    check(adapter.exists() or typed["DRY_RUN"],
+          f"{folder}: no trained adapter there (make train RUN={folder.name})")
     model = own_base(typed, folder)
     if not (folder / ".finished").exists() and not typed["DRY_RUN"]:
         say(f"{folder}: make has not trained it to its end; scored is what is there")
@@ -324,18 +343,21 @@ def evaluate(typed: Variables) -> None:
     arguments = ["evaluate.py", model, folder, "--names", "base", "trained", *flags, "--out", output]
     if typed["PRESET"] == "demo":
         arguments += ["--dtype", number_format(typed)]
-        arguments += [] if names else ["--max-length", 96]
-    tested = [file for folder in folders for file in sorted(Path(folder).rglob("*")) if file.is_file()]
-    run_unless_done(typed, f"eval: {model} and {folder} on {' '.join(tasks)}: on 2 cores, about a minute for each",
-                    output, folder / f".scored-{output.name}", arguments + typed.words("EVAL_FLAGS"),
-                    [adapter, *code_of("evaluate.py"), "model.py", *tested])
+    if typed["PRESET"] == "demo" and not names:
+        arguments += ["--max-length", 96]
+    arguments += typed.words("EVAL_FLAGS")
+    inputs = [adapter, "model.py", *code_of("evaluate.py")]
+    for tested in folders:
+        inputs += sorted(file for file in Path(tested).rglob("*") if file.is_file())
+    title = f"eval: {model} and {folder} on {' '.join(tasks)}: about a minute for each on 2 cores"
+    run_unless_done(typed, title, arguments, inputs, output, folder / f".scored-{output.name}")
 
 
 def bench(typed: Variables) -> None:
     model, files = get_base(typed), get_data(typed)
-    run(typed, "-m", "tools.bench.train", model, *data_flags(files), "--batch-size", 64, "--max-length", 128,
-        "--steps", 6, "--rounds", 3, "--tokens-per-chunk", 2048, "--variants", "stock", "tokens", "sorted",
-        "sorted-tokens")
+    flags = ("--batch-size 64 --max-length 128 --steps 6 --rounds 3 --tokens-per-chunk 2048 "
+             "--variants stock tokens sorted sorted-tokens")
+    run(typed, "-m", "tools.bench.train", model, *data_flags(files), *flags.split())
     run(typed, "-m", "tools.bench.eval", model)
 
 
@@ -355,7 +377,7 @@ def main(argv=None) -> None:
         check(equals and name in DEFAULTS, f"{word}: write VAR=value, with one of {', '.join(DEFAULTS)}")
         typed[name] = value
     for name in ("DATA", "TASKS", "DATA_FLAGS", "TRAIN_FLAGS", "EVAL_FLAGS"):
-        typed.words(name)                                  # a quote without its end is refused before all else
+        typed.words(name)                                  # a quote without its end is refused at once
     for name, choices in CHOICES.items():
         check(typed[name] in choices, f"{name}={typed[name]}: there are {', '.join(filter(None, choices))}")
     TARGETS[args.target](typed)

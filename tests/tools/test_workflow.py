@@ -1,6 +1,7 @@
 """make and tools/workflow.py: which commands a typed line runs, when it runs none, and what it refuses.
 
-Most tests work in a house of stand-ins: scripts that note how they were called and write what the real ones would.
+Most tests work in a house of stand-ins: scripts that note how they were called and write what the real ones
+would.
 """
 import os
 import re
@@ -81,14 +82,17 @@ def commands(capsys, *words) -> list[str]:
 
 REPLAY = "generate.py --replay data/recorded.jsonl.gz --out data/synthetic.jsonl"
 TRAIN = "train.py --base models/smollm2-135m-l20 --data data/synthetic.jsonl --out runs/"
-RECIPE = ("--batch-size 16 --max-length 64 --lr 1.5e-3 --warmup-steps 20 --lora-dropout 0 --both-sides --batches "
-          "homogeneous --epochs 3 --max-steps 140 --dtype bfloat16 --tokens-per-chunk 2048 --keep-tokens 16384")
+RECIPE = ("--batch-size 16 --max-length 64 --lr 1.5e-3 --warmup-steps 20 --lora-dropout 0 --both-sides "
+          "--batches homogeneous --epochs 3 --max-steps 140 --dtype bfloat16 --tokens-per-chunk 2048 "
+          "--keep-tokens 16384")
+DEMO = f"demo --resume {RECIPE} --overwrite"
 FLOAT32 = RECIPE.replace("140", "70").replace("bfloat16", "float32")
 PIP = "-m pip --disable-pip-version-check --quiet install"
 PYARROW = f"{PIP} pyarrow==26.0.1"
 PUBLIC_SETS = [PYARROW, "-m tools.data.public_data --out data/public"]
 LISTED = "data/public/flags"                             # stands for its lines, as long as it is not there
 EVAL = "evaluate.py models/smollm2-135m-l20 runs/demo --names base trained --tasks"
+SHORT = "--dtype bfloat16 --max-length 96"
 
 
 @pytest.mark.parametrize("typed, expected", [
@@ -102,24 +106,30 @@ EVAL = "evaluate.py models/smollm2-135m-l20 runs/demo --names base trained --tas
     ("data LLM=some-model N=50", ["generate.py --model some-model --n 50 --out data/llm.jsonl"]),
     ("data PUBLIC=1", [REPLAY, *PUBLIC_SETS]),
     ("data PUBLIC=only", PUBLIC_SETS),
-    ("train", [REPLAY, f"{TRAIN}demo --resume {RECIPE} --overwrite"]),
+    ("train", [REPLAY, TRAIN + DEMO]),
     ("train DTYPE=float32", [REPLAY, f"{TRAIN}demo --resume {FLOAT32} --overwrite"]),
-    ("train LAYERS=8", [REPLAY, f"{TRAIN.replace('l20', 'l8')}demo --resume {RECIPE} --overwrite"]),
-    ("train LAYERS=all", [REPLAY, f"{TRAIN.replace('-l20', '')}demo --resume {RECIPE} --overwrite"]),
-    ("train BASE=models/smollm2-135m-l8", [REPLAY, f"{TRAIN.replace('l20', 'l8')}demo --resume {RECIPE} --overwrite"]),
+    ("train LAYERS=8", [REPLAY, TRAIN.replace("l20", "l8") + DEMO]),
+    ("train LAYERS=all", [REPLAY, TRAIN.replace("-l20", "") + DEMO]),
+    ("train BASE=models/smollm2-135m-l8", [REPLAY, TRAIN.replace("l20", "l8") + DEMO]),
     ("train RUN=mine", [REPLAY, f"{TRAIN}mine --resume {RECIPE}"]),                # overwritten by nobody
-    ("train INIT=data/adapter", [REPLAY, f"{TRAIN}demo --resume {RECIPE} --init-adapter data/adapter --overwrite"]),
+    ("train INIT=data/adapter",
+     [REPLAY, f"{TRAIN}demo --resume {RECIPE} --init-adapter data/adapter --overwrite"]),
+    ("train LLM=some-model",                                                       # not there yet: 140 steps
+     ["generate.py --model some-model --out data/llm.jsonl",
+      (TRAIN + f"llm --resume {RECIPE}").replace("synthetic", "llm").replace("steps 20", "steps 14")]),
     ("train PRESET=paper", [REPLAY, f"{TRAIN}paper --resume"]),
     ("train PRESET=paper RUN=big BASE=owner/name",
      ["-m tools.models.fetch owner/name models/name", REPLAY,
       "train.py --base models/name --data data/synthetic.jsonl --out runs/big --resume"]),
     ("train PRESET=paper PUBLIC=1 RUN=big",
      [REPLAY, *PUBLIC_SETS, TRAIN.replace(" --out", f" --data {LISTED} --out") + "big --resume"]),
-    ("train PRESET=paper PUBLIC=only", [*PUBLIC_SETS, TRAIN.replace("data/synthetic.jsonl", LISTED) + "public --resume"]),
-    ("eval", [REPLAY, f"{TRAIN}demo --resume {RECIPE} --overwrite",
+    ("train PRESET=paper PUBLIC=only",
+     [*PUBLIC_SETS, TRAIN.replace("data/synthetic.jsonl", LISTED) + "public --resume"]),
+    ("eval", [REPLAY, TRAIN + DEMO,
               f"{EVAL} data/mini --out results/demo.json --dtype bfloat16 --max-length 96"]),
-    ("bench", [REPLAY, "-m tools.bench.train models/smollm2-135m-l20 --data data/synthetic.jsonl --batch-size 64 "
-               "--max-length 128 --steps 6 --rounds 3 --tokens-per-chunk 2048 --variants stock tokens sorted sorted-tokens",
+    ("bench", [REPLAY, "-m tools.bench.train models/smollm2-135m-l20 --data data/synthetic.jsonl "
+               "--batch-size 64 --max-length 128 --steps 6 --rounds 3 --tokens-per-chunk 2048 "
+               "--variants stock tokens sorted sorted-tokens",
                "-m tools.bench.eval models/smollm2-135m-l20"]),
 ])
 def test_a_typed_line_runs_these_commands(house, capsys, typed, expected):
@@ -127,10 +137,10 @@ def test_a_typed_line_runs_these_commands(house, capsys, typed, expected):
 
 
 @pytest.mark.parametrize("typed, expected", [
-    ([], "data/mini --out results/demo.json --dtype bfloat16 --max-length 96"),
+    ([], f"data/mini --out results/demo.json {SHORT}"),
     (["PRESET=paper", "RUN=demo"], "data/mini --out results/demo.json"),
-    (["EVAL_FLAGS=--dim 256"], "data/mini --out results/demo.json --dtype bfloat16 --max-length 96 --dim 256"),
-    (["TASKS=data/mini tools/"], "data/mini tools/ --out results/demo-mini-tools.json --dtype bfloat16 --max-length 96"),
+    (["EVAL_FLAGS=--dim 256"], f"data/mini --out results/demo.json {SHORT} --dim 256"),
+    (["TASKS=data/mini tools/"], f"data/mini tools/ --out results/demo-mini-tools.json {SHORT}"),
     (["TASKS=SciFact"], "data/mteb/SciFact --out results/demo-SciFact.json --dtype bfloat16"),
     (["TASKS=SciFact STS12"],
      "data/mteb/SciFact data/mteb/STS12 --out results/demo-SciFact-STS12.json --dtype bfloat16"),
@@ -148,8 +158,12 @@ def test_values_with_spaces(house, capsys):
     put(house / "my data.jsonl", "{}\n")
     assert " --data 'my data.jsonl' --out 'runs/my run' " in commands(
         capsys, "train", "RUN=my run", "DATA=my data.jsonl")[-1]
-    assert " --data 'my data.jsonl:0.5' --data data/synthetic.jsonl --out 'runs/my data-synthetic' " in commands(
-        capsys, "train", "DATA='my data.jsonl:0.5' data/synthetic.jsonl")[-1]
+    shown = commands(capsys, "train", "DATA='my data.jsonl:0.5' data/synthetic.jsonl")[-1]
+    assert " --data 'my data.jsonl:0.5' --data data/synthetic.jsonl --out 'runs/my data-synthetic' " in shown
+
+
+def test_many_flags_are_no_file_name(house, capsys):
+    assert commands(capsys, "train", "TRAIN_FLAGS=" + 100 * "--seed 1 ")[-1].count("--seed 1") == 100
 
 
 def test_public_sets_are_trained_on_with_their_shares(house, capsys):
@@ -167,10 +181,11 @@ def test_public_sets_are_trained_on_with_their_shares(house, capsys):
     (160, "TRAIN_FLAGS=--epochs 10", 10),
     (2000, "TRAIN_FLAGS=--max-steps 1000 --epochs 30", 20),
 ])
-def test_other_data_gets_a_run_of_its_name_and_warms_up_for_a_tenth_of_its_steps(house, capsys, lines, typed, warmup):
+def test_other_data_names_its_run_and_warms_up_for_a_tenth_of_its_steps(house, capsys, lines, typed, warmup):
     put(house / "mine.jsonl", "{}\n" * lines)
     shown = commands(capsys, "train", "DATA=mine.jsonl", *filter(None, [typed]))[-1]
-    assert f" --warmup-steps {warmup} " in shown and " --out runs/mine --resume " in shown and "--overwrite" not in shown
+    assert f" --warmup-steps {warmup} " in shown
+    assert " --out runs/mine --resume " in shown and "--overwrite" not in shown
 
 
 def test_a_live_servers_answers_in_the_default_place_stand(house, capsys):
@@ -202,7 +217,7 @@ def test_training_is_asked_for_where_the_data_have_changed(house):
     put(house / "mine.jsonl", "{}\n")
     calls("train", "DATA=mine.jsonl")
     put(house / "mine.jsonl", "{}\n{}\n")
-    os.utime(house / "mine.jsonl", (1e9, 1e9))                                     # an older copy is another one, too
+    os.utime(house / "mine.jsonl", (1e9, 1e9))                                     # an older copy counts too
     assert calls("train", "DATA=mine.jsonl") == ["train.py"]
 
 
@@ -211,8 +226,8 @@ def test_a_run_of_before_is_left_to_train_py(house):
     assert calls("train")[-1] == "train.py"
 
 
-@pytest.mark.parametrize("path", [f"runs/demo/{ADAPTER}", "evaluate.py", "model.py", "data/mini/sts/test.jsonl",
-                                  "plumbing/tasks.py"])
+@pytest.mark.parametrize("path", [f"runs/demo/{ADAPTER}", "evaluate.py", "model.py", "plumbing/tasks.py",
+                                  "data/mini/sts/test.jsonl"])
 def test_scores_are_made_again_where_a_file_has_changed(house, path):
     calls("eval")
     put(house / path, STAND_IN + "# changed\n")
@@ -264,10 +279,10 @@ def test_a_run_that_was_stopped_is_scored_with_a_word(house, capsys):
     (["train", "PRESET=papre"], "PRESET=papre: there are demo, paper"),
     (["train", "DTYPE=int8"], "DTYPE=int8: there are float32, float16, bfloat16"),
     (["data", "PUBLIC=yes"], "PUBLIC=yes: there are 1, only"),
-    (["data", "N=5"], "N=5: is for a live server: name its model too, LLM=..."),
+    (["data", "N=5"], "N=5: is for a live server: say LLM=its-model too"),
     (["base", "LAYERS=few"], "LAYERS=few: a number of layers, or all"),
     (["base", "LAYERS=0"], "LAYERS=0: a number of layers, or all"),
-    (["base", "BASE=/no/path"], "BASE=/no/path: neither smollm2-135m, nor owner/name on the hub, nor the folder"),
+    (["base", "BASE=/no/path"], "BASE=/no/path: neither smollm2-135m, nor owner/name on the hub, nor"),
     (["base", "BASE=name"], "BASE=name: neither"),
     (["base", "BASE="], "BASE=: neither"),
     (["train", "DATA=no.jsonl"], "DATA=no.jsonl: there is no file no.jsonl"),
@@ -275,6 +290,7 @@ def test_a_run_that_was_stopped_is_scored_with_a_word(house, capsys):
     (["train", "TRAIN_FLAGS=--out 'x"], "TRAIN_FLAGS=--out 'x: No closing quotation"),
     (["eval", "TASKS=eng-v1 beir"], 'TASKS="eng-v1 beir": a benchmark stands alone'),
     (["eval", "TASKS="], "TASKS is empty"),
+    (["train", "RUN=/tmp/x"], "RUN=/tmp/x: the name of a folder in runs/"),
     (["eval", "RUN=none"], "runs/none: no trained adapter there (make train RUN=none)"),
     (["train", "RNU=mine"], "RNU=mine: write VAR=value, with one of BASE, LAYERS"),
     (["trian"], "invalid choice: 'trian'"),
@@ -299,9 +315,8 @@ signal.signal(signal.SIGINT, save)
 pathlib.Path("begun").touch()
 time.sleep(30)
 """)
-    path = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-m", "tools.workflow", "train"], env=path, start_new_session=True,
-                               stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "tools.workflow", "train"], stdout=subprocess.DEVNULL,
+                               env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True)
     while not Path("begun").exists() and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
@@ -327,10 +342,12 @@ def make(*words) -> subprocess.CompletedProcess:
     return subprocess.run(["make", *words], capture_output=True, text=True, timeout=60)
 
 
-def test_help_lists_every_target():
+def test_help_lists_every_target_and_variable():
     targets = set(re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split())
     done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and {line.split()[0] for line in done.stdout.splitlines()} == targets
+    listed, variables = done.stdout.split("\n\n")
+    assert done.returncode == 0 and {line.split()[0] for line in listed.splitlines()} == targets
+    assert [line.split()[0] for line in variables.splitlines()] == list(workflow.DEFAULTS)
 
 
 def test_make_does_the_whole_job_in_order_and_once(clone):
@@ -354,17 +371,19 @@ def test_make_passes_on_what_is_typed_and_how_it_ended(clone):
 
 
 def test_clean_takes_what_was_made_and_nothing_else(clone):
+    put(clone / ".venv/lib/__pycache__/x.pyc", "")
+    kept = [path for path in clone.rglob("*") if path.is_file()]
+    kept += [clone / name for name in ("runs/mine/config.json", "data/llm.jsonl", "data/llm/raw.jsonl",
+                                       "results/study.json", "results/mine.json")]
     make()
-    kept = ["runs/mine/config.json", "data/llm.jsonl", "data/llm/raw.jsonl", "results/study.json", "results/mine.json",
-            "models/smollm2-135m-l20/config.json", "data/mini/sts/task.json", "data/recorded.jsonl.gz", "calls",
-            ".venv/.installed", ".venv/lib/__pycache__/x.pyc"]
-    gone = ["runs/demo", "results/demo.json", "results/demo-SciFact.json", "data/synthetic.jsonl",
-            "data/synthetic/report.json", "data/synthetic", ".pytest_cache", ".hypothesis", "plumbing/__pycache__"]
-    for name in kept + ["results/demo-SciFact.json", "data/synthetic/report.json", ".hypothesis/x", ".pytest_cache/x"]:
-        Path(name).exists() or put(clone / name, "")
+    made = [clone / name for name in ("results/demo-SciFact.json", "data/synthetic/report.json",
+                                      ".hypothesis/x", ".pytest_cache/x")]
+    for path in kept + made:
+        if not path.exists():
+            put(path, "")
     assert make("clean").returncode == 0
-    assert [name for name in kept if not Path(name).exists()] == []
-    assert [name for name in gone if Path(name).exists()] == []
+    assert {path for path in clone.rglob("*") if path.is_file()} == {*kept, clone / "calls"}
+    assert not Path("data/synthetic").exists() and not Path("runs/demo").exists()
     put(clone / "data/synthetic/raw.jsonl", "paid for")
     assert make("clean").returncode == 0 and Path("data/synthetic/raw.jsonl").exists()
 
@@ -400,7 +419,7 @@ def test_an_interrupted_setup_is_done_again(clone, stands, made_anew):
 
 @pytest.mark.parametrize("fails_at, said", [
     ("version_info", "make: ./python is older than Python 3.11, or not there: make PYTHON=python3.12"),
-    ("ensurepip", "make: ./python cannot make an environment: on Debian or Ubuntu, apt install python3-venv"),
+    ("ensurepip", "make: ./python has no venv: on Debian and Ubuntu, apt install python3-venv"),
 ])
 def test_a_python_that_will_not_do_is_told_in_one_line(clone, fails_at, said):
     shutil.rmtree(".venv")
