@@ -24,6 +24,19 @@ def check(condition, message: str) -> None:
         raise UserError(message)
 
 
+def check_texts(texts: list[str], prompts: list[str]) -> None:
+    """Texts to embed, each with its prompt. TypeError for one string in place of a list, which would be embedded
+    letter by letter; UserError for what is no text: half a surrogate pair is a str in Python, but not UTF-8."""
+    if isinstance(texts, str):
+        raise TypeError("texts: a list of texts; write [text] for one")
+    check(len(prompts) == len(texts), f"prompt: {len(prompts)} instructions for {len(texts)} texts")
+    for number, (prompt, text) in enumerate(zip(prompts, texts)):
+        try:
+            (prompt + text).encode()
+        except (TypeError, UnicodeEncodeError):
+            raise UserError(f"text {number}: no UTF-8 text: {text!r:.50}, prompt {prompt!r:.50}") from None
+
+
 # ------------------------------------------------------------------------------------------------- flags
 
 class Parser(argparse.ArgumentParser):

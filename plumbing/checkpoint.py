@@ -1,0 +1,313 @@
+"""plumbing/checkpoint.py: model folders on disk. Hugging Face's config.json, safetensors and tokenizer.json, PEFT's
+two adapter files, and which folder is meant by a path.
+
+Nothing here knows the decoder's code: `load_weights` fills any module whose parameters bear the file's names. What
+this project does not compute is refused by name, never loaded wrongly.
+"""
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from plumbing.errors import UserError, check
+from plumbing.files import fits, read_json, replace_file, write_text
+
+# The values of --pooling, and what sentence-transformers calls them.
+POOLINGS = {"last": "lasttoken", "mean": "mean_tokens", "weighted-mean": "weightedmean_tokens"}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+# Keys of adapter_config.json that change what an adapter computes: refused, unless they are empty.
+ADAPTER_EXTRAS = (
+    "use_dora", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
+    "layers_to_transform", "layer_replication", "trainable_token_indices", "target_parameters", "use_qalora",
+    "alora_invocation_tokens", "use_bdlora", "velora_config", "kasa_config", "monteclora_config", "arrow_config",
+)
+# Starts of an adapter that leave the base's own weights alone; PiSSA and its like do not.
+ADAPTER_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+# ------------------------------------------------------------------------------------------------- config
+
+def unsupported(raw: dict) -> list[str]:
+    """What a config.json asks for that the decoder does not compute, in words."""
+    ropes = [raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}]
+    reasons = []
+    if raw.get("model_type") not in ("mistral", "llama"):
+        reasons.append(f"model_type {raw.get('model_type')!r} (only mistral and llama are)")
+    if raw.get("attention_bias") or raw.get("mlp_bias"):
+        reasons.append("biases")
+    if not all(isinstance(rope, dict) and {rope.get("rope_type"), rope.get("type")} <= {None, "default"}
+               for rope in ropes):
+        reasons.append("scaled RoPE")
+    if raw.get("quantization_config"):
+        reasons.append("quantised weights")
+    if raw.get("hidden_act", "silu") != "silu":
+        reasons.append(f"activation {raw['hidden_act']!r}")
+    return reasons
+
+
+def read_config(path: Path, kinds: dict, **overrides) -> dict:
+    """The fields of a config.json that `kinds` {name: type} names, where they are missing with transformers' defaults.
+
+    overrides: values in place of the file's. UserError names what is unsupported, missing or out of range.
+    """
+    raw = read_json(path)
+    for reason in unsupported(raw):
+        raise UserError(f"{path}: {reason}: not supported here")
+    for name in overrides:
+        check(name in kinds, f"{name}: no setting of a model; there are {', '.join(kinds)}")
+
+    mistral = raw["model_type"] == "mistral"
+    defaults = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False,
+                "bos_token_id": 1, "eos_token_id": 2}
+    config = {name: raw.get(name, defaults.get(name)) for name in kinds}
+    rope = raw.get("rope_parameters") or {}
+    config["rope_theta"] = rope.get("rope_theta", config["rope_theta"])           # where transformers 5 writes it
+    if not mistral:
+        config["sliding_window"] = None
+    if not config["num_key_value_heads"]:
+        config["num_key_value_heads"] = 8 if mistral else config["num_attention_heads"]
+    if not config["head_dim"]:
+        config["head_dim"] = default_head_dim(config)
+    if isinstance(config["eos_token_id"], list) and config["eos_token_id"]:
+        config["eos_token_id"] = config["eos_token_id"][0]
+
+    config |= overrides
+    check_ranges(path, config, kinds)
+    return config
+
+
+def default_head_dim(config: dict) -> int | None:
+    size, heads = config["hidden_size"], config["num_attention_heads"]
+    return size // heads if fits([size, heads], [int]) and heads > 0 else None
+
+
+def check_ranges(path: Path, config: dict, kinds: dict) -> None:
+    """Each value is of its type and in its range; whole numbers that are floats in `kinds` become floats."""
+    for name, kind in kinds.items():
+        value = config[name]
+        if kind is float and fits(value, int):
+            config[name] = float(value)
+        options = getattr(kind, "__args__", (kind,))              # of int | None
+        good = fits(value, options)
+        if good and kind in (int, float) and not name.endswith("token_id"):
+            good = value > 0
+        check(good, f"{path}: {name} cannot be {value!r}")
+    rules = {
+        "head_dim": config["head_dim"] % 2 == 0,
+        "num_key_value_heads": config["num_attention_heads"] % config["num_key_value_heads"] == 0,
+        "sliding_window": config["sliding_window"] is None or config["sliding_window"] > 0,
+        "bos_token_id": config["bos_token_id"] is None or 0 <= config["bos_token_id"] < config["vocab_size"],
+        "eos_token_id": 0 <= config["eos_token_id"] < config["vocab_size"],
+    }
+    for name, good in rules.items():
+        check(good, f"{path}: {name} cannot be {config[name]!r}")
+
+
+# ------------------------------------------------------------------------------------------------ weights
+
+def open_safetensors(path: Path):
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        hint = "; pickled .bin weights are refused, convert them" if any(path.parent.glob("*.bin")) else ""
+        raise UserError(f"{path}: not a readable safetensors file ({error}){hint}") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return [folder / "model.safetensors"]
+    weight_map = read_json(index).get("weight_map")
+    check(isinstance(weight_map, dict) and fits(list(weight_map.values()), [str]),
+          f"{index}: its weight_map does not map tensors to the names of files")
+    return [folder / name for name in sorted(set(weight_map.values()))]
+
+
+def load_weights(module, folder: Path, device, dtype) -> None:
+    """Fill a module that stands on the meta device, tensor by tensor: there are never two copies in memory.
+
+    The names are Hugging Face's, with or without `model.` in front. A tensor without a parameter and a parameter
+    without a tensor are UserErrors.
+    """
+    shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+    state, lm_head = {}, None
+    try:
+        for file in weight_files(folder):
+            with open_safetensors(file) as tensors:
+                keys = list(tensors.keys())
+            for key in keys:
+                name = key.removeprefix("model.")
+                if name == "lm_head.weight":
+                    lm_head = file                      # of use only as a tied embedding
+                elif name in shapes:
+                    state[name] = read_tensor(file, key, shapes[name], device, dtype)
+                else:                                   # old checkpoints store the constants of RoPE
+                    check(name.endswith("rotary_emb.inv_freq"),
+                          f"{file}: tensor {key} has no place in {module.config.num_hidden_layers} layers")
+        embedding = "embed_tokens.weight"
+        if embedding not in state and lm_head and module.config.tie_word_embeddings:
+            state[embedding] = read_tensor(lm_head, "lm_head.weight", shapes[embedding], device, dtype)
+    except torch.OutOfMemoryError:
+        raise UserError(f"{folder}: the GPU's memory is too small for its weights alone (--dtype bfloat16 halves what "
+                        "float32 takes)") from None
+    missing = sorted(shapes.keys() - state.keys())
+    if missing:
+        raise UserError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
+    module.load_state_dict(state, assign=True)
+
+
+def read_tensor(file: Path, key: str, shape, device, dtype) -> torch.Tensor:
+    """One tensor, through a map of its own: after a cast, the file's pages leave memory with that map."""
+    with open_safetensors(file) as tensors:
+        stored = tensors.get_slice(key)
+        check_stored(stored, key, file)
+        check(tuple(stored.get_shape()) == tuple(shape),
+              f"{file}: tensor {key} has shape {tuple(stored.get_shape())}, wanted {tuple(shape)}")
+        return tensors.get_tensor(key).to(device=device, dtype=dtype)
+
+
+def check_stored(stored, key: str, file: Path) -> None:
+    """Refuse integers and 8-bit floats, which would need their scales."""
+    check(stored.get_dtype() in ("F16", "BF16", "F32", "F64"),
+          f"{file}: tensor {key} is {stored.get_dtype()}: quantised: not supported here")
+
+
+def load_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
+    """The folder's tokenizer.json; UserError where it gives ids that the embeddings lack."""
+    file = folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:                          # what `tokenizers` raises has no class of its own
+        raise UserError(f"{file}: not a readable tokenizer ({error})") from None
+    # An added <pad> may lie past the embeddings: no text ever gives its id.
+    largest = max(tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
+    check(largest < vocab_size,
+          f"{file}: another model's: it has the id {largest}, the config's vocab_size is {vocab_size}")
+    return tokenizer
+
+
+# ----------------------------------------------------------------------------------------------- adapters
+
+def read_adapter(folder: Path, projections) -> tuple[dict, dict[str, torch.Tensor]]:
+    """PEFT's two files -> (arguments of Decoder.add_lora, {"layers.0.self_attn.q_proj.lora_A": tensor})."""
+    path = folder / "adapter_config.json"
+    raw = read_json(path)
+    start = raw.get("init_lora_weights", True)
+    rank, alpha, dropout = raw.get("r"), raw.get("lora_alpha"), raw.get("lora_dropout", 0.0)
+    rules = {
+        f"peft_type {raw.get('peft_type')!r}": raw.get("peft_type") == "LORA",
+        "bias": raw.get("bias", "none") == "none",
+        f"init_lora_weights {start!r}": start in ADAPTER_STARTS,
+        f"r {rank!r}": fits(rank, int) and rank > 0,
+        f"lora_alpha {alpha!r}": fits(alpha, float) and alpha > 0,
+        f"lora_dropout {dropout!r}": fits(dropout, float) and 0 <= dropout < 1,
+    }
+    rules |= {key: not raw.get(key) for key in ADAPTER_EXTRAS}
+    for what, good in rules.items():
+        check(good, f"{path}: {what}: not supported here")
+
+    file = folder / "adapter_model.safetensors"
+    pattern = re.compile(r"(?:base_model\.model\.)?(?:model\.)?(layers\.\d+\.\w+\.(\w+)\.lora_[AB])\.weight")
+    tensors, targets = {}, set()
+    with open_safetensors(file) as stored:
+        for key in stored.keys():
+            match = pattern.fullmatch(key)
+            check(match and match[2] in projections,
+                  f"{file}: tensor {key} is no LoRA weight of a projection: not supported")
+            check_stored(stored.get_slice(key), key, file)
+            tensors[match[1]] = stored.get_tensor(key)
+            targets.add(match[2])
+    settings = {"rank": rank, "alpha": alpha, "dropout": dropout, "targets": tuple(targets),
+                "rslora": bool(raw.get("use_rslora"))}
+    return settings, tensors
+
+
+def fill_lora(parameters: dict, tensors: dict, file: Path) -> None:
+    """Copy tensors into an adapter's parameters of the same names; UserError where names or shapes differ."""
+    one_sided = sorted(parameters.keys() ^ tensors.keys())
+    if one_sided:
+        raise UserError(f"{file}: made for another model: {one_sided[0]} is on one side only")
+    for name, parameter in parameters.items():
+        check(parameter.shape == tensors[name].shape,
+              f"{file}: {name} has shape {tuple(tensors[name].shape)}, wanted {tuple(parameter.shape)}")
+        with torch.no_grad():
+            parameter.copy_(tensors[name])
+
+
+def save_adapter(folder: Path, parameters: dict, described: dict, dtype=torch.float32) -> None:
+    """Write PEFT's two files. described: the content of adapter_config.json."""
+    tensors = {f"base_model.model.{name}.weight": parameter.detach().to("cpu", dtype).contiguous()
+               for name, parameter in parameters.items()}
+    replace_file(folder / "adapter_model.safetensors", lambda path: save_file(tensors, path, {"format": "pt"}))
+    write_text(folder / "adapter_config.json", json.dumps(described, indent=2))
+
+
+# ---------------------------------------------------------------------------------------- finding a model
+
+def find_model(path, adapter=None) -> tuple[Path, Path | None]:
+    """(base's folder, adapter's folder or None) of a run, an adapter, or a base model's own folder."""
+    folder = Path(path)
+    check(folder.is_dir(), f"{folder}: no such model folder (`make base` builds one, `make train` a run)")
+    has_adapter = (folder / "adapter_config.json").exists()
+    if has_adapter:
+        check(adapter is None, f"{folder}: has an adapter of its own, so that a second one ({adapter}) cannot be added")
+        return find_base(folder), folder
+    check(not (folder / "log.jsonl").exists(),
+          f"{folder}: a run without an adapter: it has not come to its first checkpoint")
+    return folder, Path(adapter) if adapter else None
+
+
+def find_base(adapter: Path) -> Path:
+    """The folder of the base model that an adapter names: as written, or below any folder above the adapter."""
+    name = str(read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or "")
+    if name:
+        for start in (Path(), *adapter.resolve().parents):
+            for folder in (start / name, start / "models" / name.rsplit("/", 1)[-1]):
+                if (folder / "config.json").exists():
+                    return folder
+    made_here = name.startswith("models/")              # by `make base`, from wherever
+    way_out = "`make base` with its BASE and LAYERS" if made_here else f"`make base BASE={name}`"
+    raise UserError(f"{adapter}: its base model {name!r} is not here: {way_out}, or Embedder.load(base, "
+                    f"adapter={str(adapter)!r})")
+
+
+def stored_pooling(folder: Path) -> str | None:
+    """How a run, an adapter or an exported folder was pooled; None where it does not say."""
+    exported, run = folder / "1_Pooling" / "config.json", folder / "config.json"
+    if not exported.exists():
+        return read_json(run).get("pooling") if run.exists() else None
+    described = read_json(exported)
+    mode = described.get("pooling_mode")                # newer files name one mode, older ones have a flag for each
+    known = []
+    for name, flag in POOLINGS.items():
+        if mode == flag.removesuffix("_tokens") or described.get(f"pooling_mode_{flag}"):
+            known.append(name)
+    check(len(known) == 1, f"{exported}: names no pooling that is here: give pooling={' or '.join(POOLINGS)}")
+    return known[0]
+
+
+def pick_device(name=None) -> torch.device:
+    """The named device, or CUDA where there is one; UserError where it is not there."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)                   # a device that is not there fails here, not later
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def pick_dtype(name, device) -> torch.dtype:
+    """The named dtype, or the device's best: float32 on a CPU; bfloat16 on a GPU, or float16 where it lacks that."""
+    if name is None:
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    dtype = getattr(torch, name, name) if isinstance(name, str) else name
+    check(dtype in DTYPES, f"dtype {dtype}: choose float32, bfloat16, float16 or float64")
+    return dtype
