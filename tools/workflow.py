@@ -312,32 +312,45 @@ def own_base(typed: Variables, folder: Path) -> str:
     return own
 
 
-def evaluate(typed: Variables) -> None:
+def public_names(typed: Variables) -> list[str]:
+    """What TASKS names that is no folder: tasks of prompts/tasks.json, or one benchmark."""
     tasks = typed.words("TASKS")
-    check(tasks, "TASKS is empty: say folders, or names of prompts/tasks.json")
     names = [task for task in tasks if not Path(task).exists()]
-    benchmarks = read_json(Path("prompts/tasks.json"), {"benchmarks": dict})["benchmarks"]
-    check(len(tasks) == 1 or not set(names) & set(benchmarks),
-          f'TASKS="{typed["TASKS"]}": a benchmark stands alone; run make eval once for each')
-    folder = run_folder(typed)
+    table = read_json(Path("prompts/tasks.json"), {"tasks": dict, "benchmarks": dict})
+    check(tasks, "TASKS is empty: say folders, or names of prompts/tasks.json")
+    for name in names:
+        check(name in table["tasks"] or name in table["benchmarks"],
+              f"TASKS={typed['TASKS']}: {name} is no folder, and no task or benchmark of prompts/tasks.json")
+        check(name in table["tasks"] or len(tasks) == 1,
+              f'TASKS="{typed["TASKS"]}": a benchmark stands alone; run make eval once for each')
+    return names
+
+
+def fetch_tasks(typed: Variables, names: list[str]) -> None:
+    say(f"==> eval: {' '.join(names)} from the hub into data/mteb")
+    install(typed, "pyarrow==26.0.1")
+    run(typed, "-m", "tools.eval.hub", *names, "--out", "data/mteb")
+
+
+def evaluate(typed: Variables) -> None:
+    tasks, names, folder = typed.words("TASKS"), public_names(typed), run_folder(typed)
     if not typed["RUN"] and not (folder / ".finished").exists():
         train(typed)
-    adapter = folder / "adapter_model.safetensors"         # of a run named by RUN, whatever has made it
+    # A run that RUN names is scored as it is, whatever flags it was trained with.
+    adapter = folder / "adapter_model.safetensors"
     check(adapter.exists() or typed["DRY_RUN"],
           f"{folder}: no trained adapter there (make train RUN={folder.name})")
     model = own_base(typed, folder)
     if not (folder / ".finished").exists() and not typed["DRY_RUN"]:
         say(f"{folder}: make has not trained it to its end; scored is what is there")
-
     if names:
-        say(f"==> eval: {' '.join(names)} from the hub into data/mteb")
-        install(typed, "pyarrow==26.0.1")
-        run(typed, "-m", "tools.eval.hub", *names, "--out", "data/mteb")
+        fetch_tasks(typed, names)
+
     folders = [f"data/mteb/{task}" if task in names else task for task in tasks]
     flags = ["--tasks", *folders]
-    if names and names[0] in benchmarks:
+    if names and names[0] in read_json(Path("prompts/tasks.json"))["benchmarks"]:
         folders = ["data/mteb"]
-        flags = ["--tasks", "data/mteb", "--benchmark", tasks[0]]
+        flags = ["--tasks", "data/mteb", "--benchmark", names[0]]
     suffix = "" if tasks == ["data/mini"] else "".join(f"-{Path(task).name}" for task in tasks)
     output = Path("results", f"{folder.relative_to('runs')}{suffix}.json")
     arguments = ["evaluate.py", model, folder, "--names", "base", "trained", *flags, "--out", output]

@@ -290,6 +290,7 @@ def test_a_run_that_was_stopped_is_scored_with_a_word(house, capsys):
     (["train", "TRAIN_FLAGS=--out 'x"], "TRAIN_FLAGS=--out 'x: No closing quotation"),
     (["eval", "TASKS=eng-v1 beir"], 'TASKS="eng-v1 beir": a benchmark stands alone'),
     (["eval", "TASKS="], "TASKS is empty"),
+    (["eval", "TASKS=data/mini data/mni"], "mini data/mni: data/mni is no folder, and no task or benchmark"),
     (["train", "RUN=/tmp/x"], "RUN=/tmp/x: the name of a folder in runs/"),
     (["eval", "RUN=none"], "runs/none: no trained adapter there (make train RUN=none)"),
     (["train", "RNU=mine"], "RNU=mine: write VAR=value, with one of BASE, LAYERS"),
