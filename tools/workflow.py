@@ -42,9 +42,8 @@ SYNTHETIC, LIVE, PUBLIC = "data/synthetic.jsonl", "data/llm.jsonl", "data/public
 
 # The paper's recipe is train.py's defaults; the demo scales it down to minutes on two cores. --keep-tokens
 # covers its whole batch, so that each text is embedded once: memory is no concern here.
-DEMO = ("--batch-size 16 --max-length 64 --lr 1.5e-3 --warmup-steps {warmup} --lora-dropout 0 --both-sides "
-        "--batches homogeneous --epochs 3 --max-steps {steps} --dtype {dtype} --tokens-per-chunk 2048 "
-        "--keep-tokens 16384")
+DEMO = ("--batch-size 16 --max-length 64 --lr 1.5e-3 --lora-dropout 0 --both-sides --batches homogeneous "
+        "--epochs 3 --max-steps {steps} --dtype {dtype} --tokens-per-chunk 2048 --keep-tokens 16384")
 # In training and evaluation, glibc keeps freed memory for the next step. Handing it back and asking anew
 # costs up to half of a step.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456",
@@ -180,8 +179,8 @@ def path_of(file: str) -> Path:
 
 
 def get_data(typed: Variables) -> list[str]:
-    """The training files, `flags` read. What `make data` can make is made where it is not up to date."""
-    result = []
+    """The training data as train.py's flags. What `make data` can make is made where it is not up to date."""
+    flags = []
     for file in data_files(typed):
         path = path_of(file)
         if path == Path(SYNTHETIC):
@@ -191,10 +190,10 @@ def get_data(typed: Variables) -> list[str]:
         elif path == Path(PUBLIC):
             fetch_public_sets(typed)
         if path.name == "flags" and path.exists():         # in a dry run it stands for what it will list
-            result += path.read_text().replace("--data", "").split()
+            flags += path.read_text().split()
         else:
-            result.append(file)
-    return result
+            flags += ["--data", file]
+    return flags
 
 
 def replay(typed: Variables) -> None:
@@ -225,10 +224,6 @@ def fetch_public_sets(typed: Variables) -> None:
         PUBLIC, Path("data/public/.finished"))
 
 
-def data_flags(files: list[str]) -> list[str]:
-    return [word for file in files for word in ("--data", file)]
-
-
 # ----------------------------------------------------------------------------------------------- training
 
 def run_folder(typed: Variables) -> Path:
@@ -255,21 +250,21 @@ def number_format(typed: Variables) -> str:
     return "bfloat16" if "avx512_bf16" in features or "amx_bf16" in features else "float32"
 
 
-def recipe(typed: Variables, files: list[str]) -> list[str]:
-    """train.py's flags, by PRESET, INIT and TRAIN_FLAGS."""
+def recipe(typed: Variables, data: list[str]) -> list[str]:
+    """train.py's flags, by PRESET, INIT and TRAIN_FLAGS. data: those that name the files."""
     added = ["--init-adapter", typed["INIT"]] if typed["INIT"] else []
     added += typed.words("TRAIN_FLAGS")
     if typed["PRESET"] == "paper":
         return added
     dtype = number_format(typed)
     steps = 70 if dtype == "float32" else 140              # in the same time
-    flags = DEMO.format(warmup=20, steps=steps, dtype=dtype).split() + added
-    if files != [SYNTHETIC]:                               # fewer examples, fewer steps: a tenth is warm-up
-        warmup = min(20, planned_steps(flags, files) // 10)
-        flags = DEMO.format(warmup=warmup, steps=steps, dtype=dtype).split() + added
+    flags = DEMO.format(steps=steps, dtype=dtype).split() + added
+    warmup = 20
+    if data != ["--data", SYNTHETIC]:                      # fewer examples, fewer steps: a tenth is warm-up
+        warmup = min(20, planned_steps(flags, data[1::2]) // 10)
     elif run_folder(typed) == Path("runs/demo"):           # anew, if other flags or data made the one there
         flags.append("--overwrite")
-    return flags
+    return ["--warmup-steps", str(warmup), *flags]
 
 
 def planned_steps(flags: list[str], files: list[str]) -> int:
@@ -289,10 +284,10 @@ def planned_steps(flags: list[str], files: list[str]) -> int:
 
 
 def train(typed: Variables) -> None:
-    folder, model, files = run_folder(typed), get_base(typed), get_data(typed)
+    folder, model, data = run_folder(typed), get_base(typed), get_data(typed)
+    files = data[1::2]                                     # without each one's --data
     # --resume goes on with a run that was stopped, and refuses one that other flags or data have made.
-    arguments = ["train.py", "--base", model, *data_flags(files), "--out", folder, "--resume"]
-    arguments += recipe(typed, files)
+    arguments = ["train.py", "--base", model, *data, "--out", folder, "--resume", *recipe(typed, data)]
     title = f"train: {model} on {' '.join(files)} -> {folder}"
     if typed["PRESET"] == "demo":
         title += ": about 10 minutes on 2 cores"
@@ -326,12 +321,6 @@ def public_names(typed: Variables) -> list[str]:
     return names
 
 
-def fetch_tasks(typed: Variables, names: list[str]) -> None:
-    say(f"==> eval: {' '.join(names)} from the hub into data/mteb")
-    install(typed, "pyarrow==26.0.1")
-    run(typed, "-m", "tools.eval.hub", *names, "--out", "data/mteb")
-
-
 def evaluate(typed: Variables) -> None:
     tasks, names, folder = typed.words("TASKS"), public_names(typed), run_folder(typed)
     if not typed["RUN"] and not (folder / ".finished").exists():
@@ -344,7 +333,9 @@ def evaluate(typed: Variables) -> None:
     if not (folder / ".finished").exists() and not typed["DRY_RUN"]:
         say(f"{folder}: make has not trained it to its end; scored is what is there")
     if names:
-        fetch_tasks(typed, names)
+        say(f"==> eval: {' '.join(names)} from the hub into data/mteb")
+        install(typed, "pyarrow==26.0.1")
+        run(typed, "-m", "tools.eval.hub", *names, "--out", "data/mteb")
 
     folders = [f"data/mteb/{task}" if task in names else task for task in tasks]
     flags = ["--tasks", *folders]
@@ -367,10 +358,10 @@ def evaluate(typed: Variables) -> None:
 
 
 def bench(typed: Variables) -> None:
-    model, files = get_base(typed), get_data(typed)
+    model, data = get_base(typed), get_data(typed)
     flags = ("--batch-size 64 --max-length 128 --steps 6 --rounds 3 --tokens-per-chunk 2048 "
              "--variants stock tokens sorted sorted-tokens")
-    run(typed, "-m", "tools.bench.train", model, *data_flags(files), *flags.split())
+    run(typed, "-m", "tools.bench.train", model, *data, *flags.split())
     run(typed, "-m", "tools.bench.eval", model)
 
 

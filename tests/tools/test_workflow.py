@@ -82,7 +82,7 @@ def commands(capsys, *words) -> list[str]:
 
 REPLAY = "generate.py --replay data/recorded.jsonl.gz --out data/synthetic.jsonl"
 TRAIN = "train.py --base models/smollm2-135m-l20 --data data/synthetic.jsonl --out runs/"
-RECIPE = ("--batch-size 16 --max-length 64 --lr 1.5e-3 --warmup-steps 20 --lora-dropout 0 --both-sides "
+RECIPE = ("--warmup-steps 20 --batch-size 16 --max-length 64 --lr 1.5e-3 --lora-dropout 0 --both-sides "
           "--batches homogeneous --epochs 3 --max-steps 140 --dtype bfloat16 --tokens-per-chunk 2048 "
           "--keep-tokens 16384")
 DEMO = f"demo --resume {RECIPE} --overwrite"
