@@ -28,14 +28,33 @@ def check(condition, message: str) -> None:
 def check_texts(texts: list[str], prompts: list[str]) -> None:
     """Texts to embed, each with its prompt. TypeError for one string in place of a list, which would be embedded
     letter by letter; UserError for what is no text: half a surrogate pair is a str in Python, but not UTF-8."""
-    if isinstance(texts, str):
+    if isinstance(texts, str) or not hasattr(texts, "__len__"):
         raise TypeError("texts: a list of texts; write [text] for one")
+    if not hasattr(prompts, "__len__"):
+        raise TypeError('prompt: one string, or a list of one a text; "" for none')
     check(len(prompts) == len(texts), f"prompt: {len(prompts)} instructions for {len(texts)} texts")
     for number, (prompt, text) in enumerate(zip(prompts, texts)):
         try:
             (prompt + text).encode()
         except (TypeError, UnicodeEncodeError):
             raise UserError(f"text {number}: no UTF-8 text: {text!r:.50}, prompt {prompt!r:.50}") from None
+
+
+def check_room(prompts: list[str], lengths: list[int], max_length: int) -> None:
+    """Refuse an instruction of so many tokens that a text of max_length has none of its own."""
+    for prompt, length in zip(prompts, lengths):
+        check(length + 3 <= max_length,
+              f"the instruction alone has {length} tokens and fills --max-length {max_length}, so that all its queries "
+              f"would be equal: raise --max-length, or shorten {prompt!r:.60}")
+
+
+def check_finite(vectors, texts: list[str]) -> None:
+    """Refuse NaN and infinity among vectors [n, D], naming the first text."""
+    finite = vectors.isfinite().all(1)
+    if not finite.all():
+        number = int((~finite).nonzero()[0, 0])
+        raise UserError(f"the model gives NaN or infinity for {int((~finite).sum())} of {len(texts)} texts, the first is "
+                        f"{texts[number]!r:.60}: --dtype bfloat16 or float32 has the range that float16 lacks")
 
 
 @contextmanager

@@ -49,12 +49,15 @@ class Examples:
     """Examples by number, out of files of any size.
 
     files, groups [n]: the file and the task type (or file) that each example is of. fingerprint: a hash of all lines.
+    prompts: all instructions.
     """
 
     def __init__(self, specs: list[str], default_prompt="", skip_bad_lines=False):
         self.default_prompt = default_prompt
         self.paths, self.shares = zip(*[split_share(spec) for spec in specs])
         self.group_names: dict[str, int] = {}
+        self.prompts: set[str] = set()
+        self.most_tokens = 0                                    # a text has no more: its bytes, and a few of ours
         self.skipped = 0                                        # unusable lines
         self.files, self.offsets, self.groups, self.keys = array("q"), array("q"), array("q"), array("q")
         self.owners, self.positives = array("q"), array("q")    # of each positive: its example's key, its hash
@@ -85,6 +88,9 @@ class Examples:
             check(skip_bad_lines, f"{error} (or --skip-bad-lines)")
             self.skipped += 1
             return
+        self.prompts.add(example["prompt"])
+        longest = max(len(text.encode()) for text in (example["query"], *example["pos"], *example["neg"]))
+        self.most_tokens = max(self.most_tokens, longest + len(example["prompt"].encode()) + 20)
         group = example["type"] or str(self.paths[file])
         key = text_hash(example["prompt"] + "\0" + example["query"])
         self.files.append(file)

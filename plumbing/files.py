@@ -66,14 +66,24 @@ def spelled(kind) -> str:
 
 def read_json(path: Path, schema: dict = {}) -> dict:
     """The object of a JSON file."""
+    return fields(load_json(path), path, schema)
+
+
+def read_list(path: Path) -> list:
+    """The list of a JSON file."""
+    value = load_json(path)
+    check(isinstance(value, list), f"{path}: holds no JSON list")
+    return value
+
+
+def load_json(path: Path):
     path = Path(path)
     try:
-        value = json.loads(path.read_bytes().removeprefix(BOM).decode())
+        return json.loads(path.read_bytes().removeprefix(BOM).decode())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from None
-    return fields(value, path, schema)
 
 
 def read_lines(path: Path):
@@ -130,6 +140,10 @@ def replace_file(path: Path, write) -> None:
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except Exception as error:
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":        # a full disk, mostly
+            raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

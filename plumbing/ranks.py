@@ -8,6 +8,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from plumbing.errors import check
+
 
 def start_ranks(device: str | None = None, minutes: float = 30) -> str | None:
     """Join the other processes, if torchrun started any: one GPU each, or gloo on CPUs. Returns the device to use.
@@ -18,7 +20,9 @@ def start_ranks(device: str | None = None, minutes: float = 30) -> str | None:
         return device
     on_gpu = torch.cuda.is_available() and device != "cpu"
     if on_gpu:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        gpu, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        check(gpu < gpus, f"rank {os.environ['RANK']}: there are {gpus} GPUs here: --nproc-per-node {gpus}")
+        device = f"cuda:{gpu}"
         torch.cuda.set_device(device)
         # A lost rank raises where it is waited for; NCCL's own watchdog would abort the process. The price is that
         # the host waits for each collective.
