@@ -5,8 +5,11 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 import generate
+import train
 from fault_server import KEY
+from runs import FLAGS, read_log, record, signals_restored, write_lines
 from scripts import run_tool
+from tiny import random_model, save, tiny_config
 from tools.models import mistral_tokenizer
 
 # A shell's background job ignores Ctrl-C, and so would every process that these tests start and interrupt.
@@ -64,3 +67,28 @@ def smollm2(tmp_path_factory):
     done = run_tool("models.smollm2", folder, "--layers", 3)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory, mistral_files):
+    """A tiny random Mistral with the real tokenizer, to train."""
+    config = tiny_config(vocab_size=32000, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+    return save(random_model(config), tmp_path_factory.mktemp("base") / "tiny", mistral_files)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """24 training examples of two types."""
+    return write_lines(tmp_path / "data.jsonl", [record(i) for i in range(24)])
+
+
+@pytest.fixture
+def here(base, data, tmp_path):
+    """here(name, *flags): two steps of train.py in this process, in the folder `name` -> (exit code, the log)."""
+    def run(name, *flags):
+        code = train.main(["--base", str(base), "--data", str(data), "--out", str(tmp_path / name), *FLAGS,
+                           "--max-steps", "2", "--warmup-steps", "0", "--lr", "1e-3", *map(str, flags)])
+        return code, read_log(tmp_path / name)
+
+    with signals_restored():
+        yield run
