@@ -1,6 +1,7 @@
 """tools/hub.py and prompts/tasks.json: every layout of the hub's test sets becomes a task folder."""
 
 import csv
+import doctest
 import gzip
 import json
 import os
@@ -16,17 +17,23 @@ import hub
 import mteb_results
 from scripts import complaint
 from hub_standin import Hub
-from model import UserError
-from test_evaluate import EVALDATA, HashEmbedder
+from plumbing.errors import UserError
+from plumbing.table import read_benchmark
+from plumbing.tasks import CATEGORIES, find_tasks, read_qrels, read_rows
+from scoring import EVALDATA, HashEmbedder
 
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "data" / "mini"
 TABLE = json.loads((ROOT / "prompts" / "tasks.json").read_text(encoding="utf-8"))
 
 
+def test_docstring_examples():
+    assert doctest.testmod(hub).failed == 0
+
+
 def mini(kind: str, file="test") -> list[dict]:
-    folder = next(task["folder"] for task in evaluate.find_tasks([str(MINI)]) if task["kind"] == kind)
-    return list(evaluate.read_rows(folder / f"{file}.jsonl"))
+    folder = next(task["folder"] for task in find_tasks([str(MINI)]) if task["kind"] == kind)
+    return list(read_rows(folder / f"{file}.jsonl"))
 
 
 def write(path: Path, rows: list[dict]) -> None:
@@ -49,7 +56,7 @@ def write(path: Path, rows: list[dict]) -> None:
 
 
 def judged() -> list[dict]:
-    qrels = evaluate.read_qrels(MINI / "Retrieval" / "qrels" / "test.tsv")
+    qrels = read_qrels(MINI / "Retrieval" / "qrels" / "test.tsv")
     return [
         {"query-id": q, "corpus-id": d, "score": grade}
         for q, row in qrels.items()
@@ -145,25 +152,25 @@ def test_each_layout_gives_the_task_it_was_made_from(name, tmp_path):
     (tmp_path / "repository" / "README.md").write_text("no data")
     task = TABLE["tasks"][name]
     hub.convert(tmp_path / "repository", tmp_path / "out", name, task)
-    made, = evaluate.find_tasks([str(tmp_path / "out")])
+    made, = find_tasks([str(tmp_path / "out")])
     assert (
         made["prompt"] == task["prompt"]
         and made["split"] == task["split"]
         and not (tmp_path / "out.part").exists()
     )
-    original = next(t for t in evaluate.find_tasks([str(MINI)]) if t["kind"] == task["kind"])
+    original = next(t for t in find_tasks([str(MINI)]) if t["kind"] == task["kind"])
     files = ["corpus", "queries"] if task["kind"] == "retrieval" else ["test"]
     files += ["train"] * (task["kind"] == "classification")
     for file in files:
         keep = hub.COLUMNS[file if task["kind"] == "retrieval" else task["kind"]]
         wanted = [
             {key: row.get(key, "") for key in keep}
-            for row in evaluate.read_rows(original["folder"] / f"{file}.jsonl")
+            for row in read_rows(original["folder"] / f"{file}.jsonl")
         ]
-        assert list(evaluate.read_rows(tmp_path / "out" / f"{file}.jsonl")) == wanted
+        assert list(read_rows(tmp_path / "out" / f"{file}.jsonl")) == wanted
     if task["kind"] == "retrieval":
         judgements = [
-            evaluate.read_qrels(folder / "qrels" / "test.tsv")
+            read_qrels(folder / "qrels" / "test.tsv")
             for folder in (tmp_path / "out", original["folder"])
         ]
         assert judgements[0] == judgements[1]
@@ -175,7 +182,7 @@ def test_reranking_uploads_become_rows_and_sub_queries_are_gathered(tmp_path):
         for path, content in reranking_files(queries).items():
             write(tmp_path / name / path, content)
         hub.convert(tmp_path / name, tmp_path / f"{name}.out", name, TABLE["tasks"][name])
-        found = list(evaluate.read_rows(tmp_path / f"{name}.out" / "test.jsonl"))
+        found = list(read_rows(tmp_path / f"{name}.out" / "test.jsonl"))
         if name == "MindSmallReranking":
             assert [row["query"] for row in found] == [[rows[0]["query"], rows[1]["query"]]]
         else:
@@ -201,9 +208,9 @@ def test_miracls_own_files_are_read(tmp_path):
     )
     task = {**TABLE["tasks"]["MIRACLRetrieval"], **TABLE["tasks"]["MIRACLRetrieval"]["parts"]["sw"]}
     hub.convert(tmp_path / "r", tmp_path / "out", "MIRACLRetrieval/sw", task)
-    assert len(list(evaluate.read_rows(tmp_path / "out/corpus.jsonl"))) == len(corpus)
-    assert [row["text"] for row in evaluate.read_rows(tmp_path / "out/queries.jsonl")] == ["who?", "where?"]
-    assert evaluate.read_qrels(tmp_path / "out/qrels/dev.tsv") == {
+    assert len(list(read_rows(tmp_path / "out/corpus.jsonl"))) == len(corpus)
+    assert [row["text"] for row in read_rows(tmp_path / "out/queries.jsonl")] == ["who?", "where?"]
+    assert read_qrels(tmp_path / "out/qrels/dev.tsv") == {
         "1": {corpus[3]["docid"]: 1},
         "2": {"x": 0},
     }
@@ -274,7 +281,7 @@ def test_a_tab_separated_field_may_be_long_and_a_grade_must_be_finite(tmp_path, 
         (tmp_path / "r" / path).write_text(text, newline="")
     monkeypatch.setattr(hub, "download", lambda task: tmp_path / "r")
     hub.main(["SciFact", "--out", str(tmp_path / "out")])
-    assert len(next(evaluate.read_rows(tmp_path / "out/SciFact/corpus.jsonl"))["text"]) == 200_000
+    assert len(next(read_rows(tmp_path / "out/SciFact/corpus.jsonl"))["text"]) == 200_000
     (tmp_path / "r/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\tinf\n")
     capsys.readouterr()
     assert "SciFact: cannot be converted" in complaint(
@@ -324,10 +331,8 @@ def judged_by_all_but_one(queries: list[dict]) -> dict[str, list[dict]]:
 
 
 def scores_of(folder: Path, benchmark: str) -> dict:
-    args = evaluate.parse_arguments(["m", "--tasks", str(folder)])
-    tasks = evaluate.find_tasks(args.tasks)
-    return evaluate.evaluate(evaluate.Encoder(HashEmbedder(), args, tasks), tasks, args,
-                             evaluate.read_benchmark(benchmark))
+    encoder = evaluate.Encoder(HashEmbedder(), evaluate.options(["m"]))
+    return evaluate.evaluate(encoder, find_tasks([str(folder)]), read_benchmark(benchmark))
 
 
 def test_cqadupstacks_twelve_forums_are_one_task_with_their_plain_mean(tmp_path):
@@ -360,7 +365,7 @@ def miracl_queries(language: str, n: int) -> list[dict]:
     path = EVALDATA / "MIRACL-dev-queries-qrels" / language
     if not path.is_dir():
         return [{"_id": f"{i}#0", "text": f"{language}{i} question"} for i in range(n)]
-    texts = {row["text"]: row for row in evaluate.read_rows(path / "queries.jsonl")}
+    texts = {row["text"]: row for row in read_rows(path / "queries.jsonl")}
     return [{"_id": row["_id"], "text": row["text"]} for row in list(texts.values())[:n]]
 
 
@@ -411,7 +416,7 @@ def test_tasks_are_fetched_over_http_once(tmp_path):
         environment = {**standin.environment(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert len(evaluate.find_tasks([str(tmp_path / "out")])) == 2
+        assert len(find_tasks([str(tmp_path / "out")])) == 2
         asked = len(standin.requests)
         subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
         assert len(standin.requests) == asked                        # what stands in OUT is left alone
@@ -426,7 +431,7 @@ def test_the_table_holds_mtebs_56_tasks_and_the_published_average():
     names = TABLE["benchmarks"]["eng-v1"]["tasks"]
     assert len(set(names)) == 56 and set(names) <= TABLE["tasks"].keys()
     counts = [
-        sum(TABLE["tasks"][name]["kind"] == kind for name in names) for kind in list(evaluate.CATEGORIES)[:7]
+        sum(TABLE["tasks"][name]["kind"] == kind for name in names) for kind in list(CATEGORIES)[:7]
     ]
     assert counts == [12, 11, 3, 4, 15, 10, 1]
     assert (
@@ -437,7 +442,7 @@ def test_the_table_holds_mtebs_56_tasks_and_the_published_average():
         and len(TABLE["tasks"]["Tatoeba"]["parts"]) == 112
     )
     for name, task in TABLE["tasks"].items():
-        assert task["kind"] in evaluate.CATEGORIES and task["prompt"] and task["split"], name
+        assert task["kind"] in CATEGORIES and task["prompt"] and task["split"], name
         for part in task.get("parts", {"": task}).values():
             assert "/" in part["hub"] and part["revision"], name
 
@@ -473,7 +478,7 @@ def test_the_table_says_what_mtebs_metadata_says(monkeypatch):
             found = {"samples_per_label": None, "ignore_identical_ids": False, **ours}
             assert {key: found[key] for key in wanted} == wanted, (name, part)
             assert ours["split"] == described.eval_splits[-1], name              # some have validation before
-            assert evaluate.CATEGORIES[ours["kind"]] == described.type, name
+            assert CATEGORIES[ours["kind"]] == described.type, name
             subset = ours.get("subset", "default")
             assert subset in described.hf_subsets, (name, part)
             languages = described.hf_subsets_to_langscripts[subset]

@@ -1,8 +1,8 @@
-"""metrics.py: vectors -> scores. What MTEB measures, each as one short pure function of numpy and torch.
+"""plumbing/metrics.py: vectors -> scores. What MTEB measures, as short pure functions of numpy and torch.
 
-Every function shows an example small enough to check by hand, and `tests/test_evaluate.py` holds it against
-scipy, scikit-learn or pytrec_eval on random data with ties. The procedures around them (which texts, which
-prompt, which vectors) are in evaluate.py. Vectors are [n, d] float32 arrays; scores are floats from 0 to 1,
+Every function shows an example small enough to check by hand, and tests/plumbing/test_metrics.py compares it
+with scipy, scikit-learn or pytrec_eval on random data with ties. The procedures around them (which texts, with
+which instruction) are in evaluate.py. Vectors are [n, d] float32 arrays; scores are floats from 0 to 1,
 correlations from -1 to 1, and nan where the reference's is undefined.
 """
 import math
@@ -11,8 +11,9 @@ from itertools import islice
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+
+from plumbing.ranks import gather, world_size
 
 
 # ------------------------------------------------------------------------------ STS and summarization
@@ -23,9 +24,10 @@ def average_ranks(values) -> np.ndarray:
     >>> average_ranks([0.3, 0.1, 0.3, 0.9]).tolist()
     [2.5, 1.0, 2.5, 4.0]
     """
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    _, distinct, count = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(count)                              # the highest rank that each distinct value fills
-    return (last - (count - 1) / 2)[place]
+    mean = last - (count - 1) / 2
+    return mean[distinct]
 
 
 def spearman(x, y) -> float:
@@ -37,7 +39,9 @@ def spearman(x, y) -> float:
     x, y = average_ranks(x), average_ranks(y)
     x, y = x - x.mean(), y - y.mean()
     norm = math.sqrt((x @ x) * (y @ y))
-    return float(np.clip(x @ y / norm, -1, 1)) if norm else math.nan
+    if norm == 0:
+        return math.nan
+    return float(np.clip(x @ y / norm, -1, 1))
 
 
 def spearman_p_value(rho: float, n: int) -> float:
@@ -51,13 +55,22 @@ def spearman_p_value(rho: float, n: int) -> float:
     degrees = n - 2
     if degrees < 1 or math.isnan(rho):
         return math.nan
-    sine, cosine = abs(rho), math.sqrt((1 + rho) * (1 - rho))        # of the angle atan(t / sqrt(degrees))
-    odd = degrees % 2
-    term = series = 0.0 if degrees == 1 else cosine if odd else 1.0
-    for i in range(2 + odd, degrees - 1, 2):
+    sine = abs(rho)                                      # of the angle atan(t / sqrt(degrees))
+    cosine = math.sqrt((1 + rho) * (1 - rho))
+    odd = degrees % 2 == 1
+    if degrees == 1:
+        term = 0.0                                       # the series is empty
+    elif odd:
+        term = cosine
+    else:
+        term = 1.0
+    series = term
+    for i in range(3 if odd else 2, degrees - 1, 2):
         term *= (i - 1) / i * cosine * cosine
         series += term
-    inside = 2 / math.pi * (math.atan2(sine, cosine) + sine * series) if odd else sine * series
+    inside = sine * series                               # the probability of a smaller |t|
+    if odd:
+        inside = 2 / math.pi * (math.atan2(sine, cosine) + inside)
     return max(0.0, 1 - inside)
 
 
@@ -88,11 +101,13 @@ def average_precision(labels, scores) -> float:
     labels, scores = np.asarray(labels), np.asarray(scores)
     order = np.argsort(-scores, kind="stable")
     labels, scores = labels[order], scores[order]
-    ends = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1)     # last row of each tie
-    found = np.cumsum(labels == 1)[ends]
-    if found[-1] == 0:
+    drops = np.flatnonzero(scores[1:] != scores[:-1])
+    ends = np.append(drops, len(scores) - 1)             # the last row of each tie
+    hits = np.cumsum(labels == 1)[ends]                  # positives at or above each threshold
+    if hits[-1] == 0:
         return 0.0
-    return float(np.sum(np.diff(found, prepend=0) / found[-1] * found / (ends + 1)))
+    gained = np.diff(hits, prepend=0) / hits[-1]         # recall, threshold by threshold
+    return float(np.sum(gained * hits / (ends + 1)))
 
 
 def pair_average_precisions(a: np.ndarray, b: np.ndarray, labels) -> dict[str, float]:
@@ -101,13 +116,13 @@ def pair_average_precisions(a: np.ndarray, b: np.ndarray, labels) -> dict[str, f
     >>> pair_average_precisions(np.eye(2), np.array([[1., 0.], [1., 0.]]), [1, 0])["max_ap"]
     1.0
     """
-    found = {
+    scores = {
         "cosine_ap": average_precision(labels, paired_cosine(a, b)),
         "dot_ap": average_precision(labels, np.array([x @ y for x, y in zip(a, b)])),
         "euclidean_ap": average_precision(labels, -np.sqrt(np.einsum("nd,nd->n", a - b, a - b))),
         "manhattan_ap": average_precision(labels, -np.abs(a - b).sum(-1)),
     }
-    return {"max_ap": max(found.values()), **found}
+    return {"max_ap": max(scores.values()), **scores}
 
 
 # ------------------------------------------------------------------------------------ stored vectors
@@ -123,7 +138,9 @@ def quantize(vectors: torch.Tensor, how: str) -> torch.Tensor:
     if how == "int8":
         scale = vectors.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
         return (vectors / scale).round() * scale
-    return torch.where(vectors < 0, -1.0, 1.0) if how == "binary" else vectors
+    if how == "binary":
+        return torch.where(vectors < 0, -1.0, 1.0)
+    return vectors
 
 
 # ---------------------------------------------------------------------------- retrieval and reranking
@@ -135,9 +152,9 @@ def in_chunks(rows, size: int):
     [(0, ['a', 'b']), (2, ['c'])]
     """
     first = 0
-    while held := list(islice(rows, size)):
-        yield first, held
-        first += len(held)
+    while chunk := list(islice(rows, size)):
+        yield first, chunk
+        first += len(chunk)
 
 
 def search(queries: torch.Tensor, chunks, k: int, binary=False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,30 +168,30 @@ def search(queries: torch.Tensor, chunks, k: int, binary=False) -> tuple[torch.T
     >>> numbers.tolist()
     [[0, 2], [1, 2]]
     """
-    def keep(first, *others):                                        # the k best by `first`
-        first, best = first.topk(k, dim=1)
-        return first, *(other.gather(1, best) for other in others)
+    def best(ranked_by, scores, numbers):                # the k columns that are highest in the first
+        ranked_by, columns = ranked_by.topk(k, dim=1)
+        return ranked_by, scores.gather(1, columns), numbers.gather(1, columns)
 
     queries = F.normalize(queries, dim=1)
-    scores = torch.full((len(queries), k), -math.inf, device=queries.device)
-    numbers = torch.full((len(queries), k), -1, dtype=torch.long, device=queries.device)
-    coarse = scores.clone()                                          # what ranks: cosine, or agreeing signs
+    device = queries.device
+    scores = torch.full((len(queries), k), -math.inf, device=device)
+    numbers = torch.full((len(queries), k), -1, dtype=torch.long, device=device)
+    ranked_by = scores.clone()                           # the cosine, or how many signs agree
     for first, documents in chunks:
         documents = F.normalize(documents, dim=1)
-        new = torch.arange(first, first + len(documents), device=queries.device)
-        for part in torch.arange(len(queries), device=queries.device).split(1024):
-            cosine = queries[part] @ documents.T                     # [q, n]
-            signs = torch.where(queries[part] < 0, -1.0, 1.0) @ documents.T if binary else cosine
-            coarse[part], scores[part], numbers[part] = keep(
-                torch.cat((coarse[part], signs), 1), torch.cat((scores[part], cosine), 1),
-                torch.cat((numbers[part], new.expand(len(part), -1)), 1))
-    if dist.is_initialized():
-        gathered = []
-        for mine in (coarse, scores, numbers):
-            parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-            dist.all_gather(parts, mine)
-            gathered.append(torch.cat(parts, 1))
-        coarse, scores, numbers = keep(*gathered)
+        new = torch.arange(first, first + len(documents), device=device)
+        for part in torch.arange(len(queries), device=device).split(1024):
+            cosine = queries[part] @ documents.T         # [q, n]
+            agreement = cosine
+            if binary:
+                signs = torch.where(queries[part] < 0, -1.0, 1.0)
+                agreement = signs @ documents.T
+            all_agreements = torch.cat((ranked_by[part], agreement), 1)                  # [q, k + n]
+            all_scores = torch.cat((scores[part], cosine), 1)
+            all_numbers = torch.cat((numbers[part], new.expand(len(part), -1)), 1)
+            ranked_by[part], scores[part], numbers[part] = best(all_agreements, all_scores, all_numbers)
+    if world_size() > 1:                                 # each rank has seen its share of the documents
+        ranked_by, scores, numbers = best(gather(ranked_by, 1), gather(scores, 1), gather(numbers, 1))
     return scores.cpu(), numbers.cpu()
 
 
@@ -195,9 +212,13 @@ def ndcg(relevance: dict[str, int], ranking: list[str], k: int) -> float:
     0.6697
     """
     def gain(grades):
-        return sum(grade / math.log2(rank + 2) for rank, grade in enumerate(grades))
-    ideal = gain(sorted((grade for grade in relevance.values() if grade > 0), reverse=True)[:k])
-    return gain(max(relevance.get(d, 0), 0) for d in ranking[:k]) / ideal if ideal else 0.0
+        return sum(grade / math.log2(rank + 1) for rank, grade in enumerate(grades, 1))
+
+    positive = [grade for grade in relevance.values() if grade > 0]
+    ideal = gain(sorted(positive, reverse=True)[:k])
+    if not ideal:
+        return 0.0
+    return gain(max(relevance.get(document, 0), 0) for document in ranking[:k]) / ideal
 
 
 def ranked_average_precision(relevance: dict[str, int], ranking: list[str], k: int = 1000) -> float:
@@ -206,7 +227,8 @@ def ranked_average_precision(relevance: dict[str, int], ranking: list[str], k: i
     >>> ranked_average_precision({"a": 1, "b": 1}, ["a", "x", "b"])         # (1/1 + 2/3) / 2
     0.8333333333333333
     """
-    relevant, hits, total = sum(grade > 0 for grade in relevance.values()), 0, 0.0
+    relevant = sum(grade > 0 for grade in relevance.values())
+    hits, total = 0, 0.0
     for rank, document in enumerate(ranking[:k], 1):
         if relevance.get(document, 0) > 0:
             hits += 1
@@ -220,8 +242,10 @@ def reranked_average_precision(scores: list[float], positives: int) -> float:
     >>> reranked_average_precision([0.9, 0.5, 0.5], 2)               # ranks 1 and 3: (1/1 + 2/3) / 2
     0.8333333333333333
     """
-    run = {f"{'a' if i < positives else 'b'}{i:05}": score for i, score in enumerate(scores)}
-    return ranked_average_precision({name: int(name[0] == "a") for name in run}, trec_ranking(run))
+    # trec_ranking breaks ties by id, the higher first: so positives are named a, negatives b.
+    names = [f"{'a' if i < positives else 'b'}{i:05}" for i in range(len(scores))]
+    relevance = {name: 1 for name in names[:positives]}
+    return ranked_average_precision(relevance, trec_ranking(dict(zip(names, scores))))
 
 
 def recall(relevance: dict[str, int], ranking: list[str], k: int) -> float:
@@ -245,7 +269,8 @@ def sample_per_label(labels: list, samples: int, experiments: int = 10) -> list[
     >>> sample_per_label(["x", "y", "x", "x", "y"], 1, 2)
     [[1, 2], [4, 3]]
     """
-    rows, chosen = list(range(len(labels))), []
+    rows = list(range(len(labels)))
+    drawn = []
     for _ in range(experiments):
         np.random.RandomState(42).shuffle(rows)
         taken, sample = defaultdict(int), []
@@ -253,8 +278,8 @@ def sample_per_label(labels: list, samples: int, experiments: int = 10) -> list[
             if taken[labels[row]] < samples:
                 taken[labels[row]] += 1
                 sample.append(row)
-        chosen.append(sample)
-    return chosen
+        drawn.append(sample)
+    return drawn
 
 
 def logistic_regression(x: np.ndarray, labels: list, test: np.ndarray) -> list:
@@ -267,8 +292,9 @@ def logistic_regression(x: np.ndarray, labels: list, test: np.ndarray) -> list:
     ['low', 'high']
     """
     classes, targets = np.unique(labels, return_inverse=True)
-    x, test = torch.tensor(x, dtype=torch.float64), torch.tensor(test, dtype=torch.float64)
     targets = torch.from_numpy(targets)
+    x = torch.tensor(x, dtype=torch.float64)
+    test = torch.tensor(test, dtype=torch.float64)
     # The best W is a combination of the training rows, so with fewer rows than dimensions the problem is
     # solved in the rows' own coordinates: x = coordinates @ basis, which leaves |W| and x W^T as they are.
     if x.shape[0] < x.shape[1]:
@@ -284,8 +310,10 @@ def logistic_regression(x: np.ndarray, labels: list, test: np.ndarray) -> list:
     weight = torch.zeros(heads, x.shape[1] + 1, dtype=x.dtype, requires_grad=True)
 
     def logits(rows):
-        z = rows @ weight[:, :-1].T + weight[:, -1]      # [n, classes]
-        return F.pad(z, (1, 0)) if len(classes) == 2 else z
+        z = rows @ weight[:, :-1].T + weight[:, -1]      # [n, heads]
+        if len(classes) == 2:
+            z = F.pad(z, (1, 0))                         # a column of zeros before it
+        return z                                         # [n, classes]
 
     def loss():
         optimizer.zero_grad()
@@ -315,33 +343,46 @@ def kmeans(x: np.ndarray, k: int, seed: int = 42, batch: int = 500) -> np.ndarra
     """
     draw = np.random.RandomState(seed)
     batch = min(batch, len(x))
-    sample = x[draw.randint(len(x), size=3 * max(batch, k))] if len(x) > 3 * max(batch, k) else x
-    centres = sample[draw.randint(len(sample))][None].astype(np.float64)                 # [k, d], one by one
-    distance = squared_distances(sample, centres)[:, 0]  # of each row to its nearest centre
-    for _ in range(k - 1):                               # the best of a few draws, likelier the farther off
-        chance = distance / distance.sum() if distance.any() else None
-        candidates = sample[draw.choice(len(sample), 2 + int(math.log(k)), p=chance)]
-        left = np.minimum(distance[:, None], squared_distances(sample, candidates))      # [n, candidates]
-        best = left.sum(0).argmin()
-        centres, distance = np.vstack((centres, candidates[best])), left[:, best]
-    counts, smoothed, lowest, worse = np.zeros(k), None, math.inf, 0
+    centres = first_centres(x, k, 3 * max(batch, k), draw)                 # [k, d]
+    counts = np.zeros(k)                                 # rows that each centre has drawn so far
+    smoothed, lowest, worse = None, math.inf, 0
     for step in range(100 * len(x) // batch):
         rows = x[draw.randint(len(x), size=batch)]
-        distance = squared_distances(rows, centres)
+        distance = squared_distances(rows, centres)      # [batch, k]
         nearest = distance.argmin(1)
         for j in np.unique(nearest):                     # a centre is the mean of all rows it ever drew
-            mine = rows[nearest == j]
-            counts[j] += len(mine)
-            centres[j] += (mine.sum(0) - len(mine) * centres[j]) / counts[j]
+            drawn = rows[nearest == j]
+            counts[j] += len(drawn)
+            centres[j] += (drawn.sum(0) - len(drawn) * centres[j]) / counts[j]
         if step == 0:
             continue
-        inertia, share = distance.min(1).mean(), min(1, 2 * batch / (len(x) + 1))
+        inertia = distance.min(1).mean()
+        share = min(1, 2 * batch / (len(x) + 1))
         smoothed = inertia if smoothed is None else smoothed + share * (inertia - smoothed)
         worse = 0 if smoothed < lowest else worse + 1
         lowest = min(lowest, smoothed)
         if worse == 10:                                  # ten steps without a better smoothed inertia
             break
     return squared_distances(x, centres).argmin(1)
+
+
+def first_centres(x: np.ndarray, k: int, size: int, draw: np.random.RandomState) -> np.ndarray:
+    """k-means++ on `size` rows of x [n, d] -> [k, d], float64: each new centre lies far from those before it.
+
+    >>> first_centres(np.array([[0.], [0.], [9.]]), 2, 3, np.random.RandomState(0)).tolist()
+    [[0.0], [9.0]]
+    """
+    sample = x[draw.randint(len(x), size=size)] if len(x) > size else x
+    centres = sample[draw.randint(len(sample))][None].astype(np.float64)
+    distance = squared_distances(sample, centres)[:, 0]  # of each row to its nearest centre
+    for _ in range(k - 1):                               # the best of a few draws, likelier the farther off
+        chance = distance / distance.sum() if distance.any() else None
+        candidates = sample[draw.choice(len(sample), 2 + int(math.log(k)), p=chance)]
+        left = np.minimum(distance[:, None], squared_distances(sample, candidates))      # [n, candidates]
+        best = left.sum(0).argmin()
+        centres = np.vstack((centres, candidates[best]))
+        distance = left[:, best]
+    return centres
 
 
 def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -351,7 +392,8 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     [[25.0]]
     """
     x, y = x.astype(np.float64), y.astype(np.float64)
-    return np.maximum((x * x).sum(1)[:, None] - 2 * x @ y.T + (y * y).sum(1), 0)
+    squares = (x * x).sum(1)[:, None] - 2 * x @ y.T + (y * y).sum(1)
+    return np.maximum(squares, 0)                        # rounding may take a 0 below 0
 
 
 def v_measure(labels, groups) -> float:
@@ -369,12 +411,16 @@ def v_measure(labels, groups) -> float:
 
     def entropy(p):
         return -np.sum(p * np.log(p)) if len(p) > 1 else 0.0
+
     by_label, by_group = table.sum(1), table.sum(0)
+    independent = np.outer(by_label, by_group)           # the table, if labels said nothing of groups
     seen = table > 0
-    mutual = max(0.0, np.sum(table[seen] * np.log(table[seen] / np.outer(by_label, by_group)[seen])))
+    mutual = max(0.0, np.sum(table[seen] * np.log(table[seen] / independent[seen])))
     homogeneity = mutual / entropy(by_label) if entropy(by_label) else 1.0
     completeness = mutual / entropy(by_group) if entropy(by_group) else 1.0
-    return float(2 * homogeneity * completeness / ((homogeneity + completeness) or 1))
+    if homogeneity + completeness == 0:
+        return 0.0
+    return float(2 * homogeneity * completeness / (homogeneity + completeness))
 
 
 # --------------------------------------------------------------------------------------------- bitext
@@ -386,7 +432,11 @@ def nearest(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
     [1, 0]
     """
     a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
-    return torch.cat([torch.topk(rows @ b.T, 1).indices[:, 0] for rows in a.split(100)]).numpy()
+    numbers = []
+    for rows in a.split(100):                            # so that memory holds 100 x m cosines
+        cosines = rows @ b.T
+        numbers.append(torch.topk(cosines, 1).indices[:, 0])
+    return torch.cat(numbers).numpy()
 
 
 def weighted_f1(labels, predictions) -> float:
@@ -399,31 +449,7 @@ def weighted_f1(labels, predictions) -> float:
     total = 0.0
     for label in np.unique(labels):
         occurs = np.sum(labels == label)
+        predicted = np.sum(predictions == label)
         hits = np.sum((labels == label) & (predictions == label))
-        total += occurs * 2 * hits / (occurs + np.sum(predictions == label))
+        total += occurs * 2 * hits / (occurs + predicted)
     return float(total / len(labels))
-
-
-# ------------------------------------------------------------------------------------------- averages
-
-def averages(scores: dict[str, float | None], category_of: dict[str, str]) -> dict:
-    """Means over tasks, by category and in all; parts NAME/PART make one task, None is left out.
-
-    MTEB's and the paper's average is over tasks: a category of twelve tasks weighs twelve times one of one.
-
-    >>> categories = {"A/de": "X", "A/fr": "X", "B": "Y", "C": "Y"}
-    >>> found = averages({"A/de": 0.2, "A/fr": 0.4, "B": 0.6, "C": None}, categories)
-    >>> found["tasks"], found["categories"], found["average"]        # doctest: +ELLIPSIS
-    ({'A': 0.3..., 'B': 0.6, 'C': None}, {'X': 0.3..., 'Y': 0.6}, 0.45)
-    """
-    def mean(values):
-        values = [value for value in values if value is not None]
-        return sum(values) / len(values) if values else None
-    parts, tasks = defaultdict(list), defaultdict(list)
-    for name, score in scores.items():
-        parts[name.split("/")[0], category_of[name]].append(score)
-    by_task = {name: None if None in values else mean(values) for (name, _), values in parts.items()}
-    for name, category in parts:
-        tasks[category].append(by_task[name])
-    categories = {category: mean(values) for category, values in tasks.items()}
-    return {"average": mean(by_task.values()), "categories": categories, "tasks": by_task}
