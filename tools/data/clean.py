@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from generate import normalize
+from plumbing.answers import normalize
 from plumbing.errors import Parser, at_least_0, bounded, check, command
 from plumbing.examples import read_example
 from plumbing.files import OPTIONAL, read_jsonl, read_lines, replace_file, write_json

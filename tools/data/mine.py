@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metrics import search
 from model import Embedder
 from plumbing.errors import Parser, check, command, finite, positive, seed
 from plumbing.examples import Examples
 from plumbing.files import BOM, parse_line, replace_file, text_hash
+from plumbing.metrics import search
 
 
 class Corpus:

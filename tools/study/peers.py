@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-import metrics
 import train
-from evaluate import document_text, read_qrels, read_rows
 from model import instruct
+from plumbing import metrics
 from plumbing.errors import UserError, check
 from plumbing.files import read_json, write_json
+from plumbing.tasks import document_text, read_qrels, read_rows
 from tools.bench import train as bench
 
 HINT = "`pip install -r requirements-dev.txt` brings it"

@@ -31,6 +31,7 @@ from model import Embedder
 from plumbing.checkpoint import find_model
 from plumbing.errors import Parser, UserError, check, command, positive
 from plumbing.files import read_json, write_json, write_text
+from plumbing.tasks import find_tasks
 from tools import plot
 from tools.study import peers, subsets
 from tools.study.data import file_key, mixture, prepare_data
@@ -120,9 +121,9 @@ def find_sets(args) -> list[dict]:
     if args.subset != "full":
         check(args.subset in study["subsets"], f"{args.study}: has no subset {args.subset}")
         subsets.make(study, args.evaldata, args.work / "sets")
-        return evaluate.find_tasks([str(args.work / "sets" / args.subset)])
+        return find_tasks([str(args.work / "sets" / args.subset)])
     chosen = study["subsets"]["test"]["tasks"]
-    return [task for task in evaluate.find_tasks([str(args.evaldata)])
+    return [task for task in find_tasks([str(args.evaldata)])
             if (task["name"] in chosen or "/" not in task["name"] or task["name"].endswith("/en"))
             and (task["kind"] != "retrieval" or (task["folder"] / "corpus.jsonl").exists())]
 
@@ -148,13 +149,14 @@ class Prefixed:
 
 def score(embedder, tasks: list[dict], row: Row, max_length: int) -> dict[str, float | None]:
     """Main score of each task, as evaluate.py has it."""
-    flags = evaluate.parse_arguments(["model", "--max-length", str(max_length), *shlex.split(row.scoring)])
-    embedder, details = Prefixed(embedder) if row.prefix else embedder, {}
-    encoder = evaluate.Encoder(embedder, flags, tasks)
+    flags = evaluate.options(["model", "--max-length", str(max_length), *shlex.split(row.scoring)])
+    embedder = Prefixed(embedder) if row.prefix else embedder
+    encoder = evaluate.Encoder(embedder, flags)
+    scores = {}
     for task in tasks:
         embedder.prefix = PREFIXES.get(task["kind"], "")              # only Prefixed looks at it
-        details |= evaluate.evaluate(encoder, [task], flags)["details"]
-    return {name: scores["main_score"] for name, scores in details.items()}
+        scores[task["name"]] = evaluate.score_task(task, encoder)["main_score"]
+    return scores
 
 
 def train_flags(row: Row, seed: int, files: dict, args) -> list[str]:

@@ -16,9 +16,9 @@ The rows were drawn by chance, test first:
 import shutil
 from pathlib import Path
 
-from evaluate import CATEGORIES, find_tasks, read_qrels, read_rows
 from plumbing.errors import Parser, check, command
 from plumbing.files import file_sha256, read_json, write_json, write_jsonl, write_text
+from plumbing.tasks import CATEGORIES, find_tasks, read_qrels, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = ROOT / "data" / "study.json"

@@ -4,7 +4,7 @@ For tools/study/reproduce.py, which says what the average is.
 """
 import statistics
 
-from evaluate import CATEGORIES as NAMES
+from plumbing.tasks import CATEGORIES as NAMES
 
 CATEGORIES = tuple(name for kind, name in NAMES.items() if kind != "bitext")       # those of the average
 COUNTS = ("examples", "near-duplicates", "contaminated", "kept")                   # as tools/data/clean.py reports
