@@ -72,8 +72,8 @@ def test_both_sides_take_their_turn(tmp_path, mistral_files, capsys):
 
 def test_the_studys_peer_takes_the_steps_of_train_py_and_its_adapter_loads(tmp_path, mistral_files):
     """Without dropout and known positives the losses agree, documents with instructions included."""
-    base = save(random_model(tiny_config(vocab_size=32000, hidden_size=32, num_hidden_layers=2)), tmp_path / "tiny",
-                mistral_files)
+    config = tiny_config(vocab_size=32000, hidden_size=32, num_hidden_layers=2)
+    base = save(random_model(config), tmp_path / "tiny", mistral_files)
     examples = tmp_path / "examples.jsonl"
     rows = [{"prompt": "Find the reply", "query": f"question {i * i} about {chr(97 + i) * 5}",
              "pos": [f"the answer {chr(98 + i) * 7} to {i}"], "neg": [f"no reply {i} {chr(99 + i) * 3}"],

@@ -1,10 +1,11 @@
-"""tools/data/batch.py: generate.py through a provider's batch API (POST /files, /batches): half the price, answers within a day.
+"""tools/data/batch.py: generate.py through a provider's batch API: half the price, answers within a day.
 
-    python -m tools.data.batch --model gpt-4o-mini --n 500_000 --price gpt-4o-mini:0.075:0.30 [more of its flags]
+    python -m tools.data.batch --model gpt-4o-mini --n 500_000 --price gpt-4o-mini:0.075:0.30
 
-It takes generate.py's flags, asks the same requests and adds to the same raw.jsonl, so live and batch runs
-can take turns. The brainstorms, 1.5 % of the requests, are asked live, since one wave of them waits for the
-other. One command does everything and may be killed at any point; the same command goes on from there:
+It takes generate.py's flags, asks the same requests (by POST /files and /batches) and adds to the same
+raw.jsonl, so live and batch runs can take turns. The brainstorms, 1.5 % of the requests, are asked live,
+since one wave of them waits for the other. One command does everything and may be killed at any point; the
+same command goes on from there:
 
     RUN/batches/0001.jsonl      the requests of one batch, in the provider's format
     RUN/batches/0001.json       how far it got: uploaded file, batch, status
@@ -92,11 +93,11 @@ class Part:
             answer = client.call("POST", "/files", data={"purpose": "batch"}, files=files)
             self.note(file=answer.json()["id"])
         if "batch" not in self.state:  # a second batch would be paid for
-            wanted = {"input_file_id": self.state["file"], "endpoint": "/v1/chat/completions",
-                      "completion_window": "24h"}
-            batch = self.find(client) or client.call("POST", "/batches", lookup=lambda: self.find(client),
-                                                     json=wanted)
-            self.note(batch=batch.json()["id"], status="submitted")
+            batch = {"input_file_id": self.state["file"], "endpoint": "/v1/chat/completions",
+                     "completion_window": "24h"}
+            response = self.find(client) or client.call("POST", "/batches", lookup=lambda: self.find(client),
+                                                        json=batch)
+            self.note(batch=response.json()["id"], status="submitted")
 
     def find(self, client):
         """The provider's response for the batch of our uploaded file, if there is one."""
@@ -223,7 +224,8 @@ def run_batches(args, flags, client, prompts, pools):
 def main(argv=None):
     parser = Parser(description=__doc__.partition("\n")[0], epilog="and all flags of generate.py")
     parser.add_argument("--poll", type=positive(float), default=60, help="seconds between looks at a batch")
-    parser.add_argument("--part-size", type=positive(int), default=MAX_REQUESTS, help="most requests in one batch")
+    parser.add_argument("--part-size", type=positive(int), default=MAX_REQUESTS,
+                        help="most requests in one batch")
     flags, rest = parser.parse_known_args(argv)
     args = generate.options(rest)
     prompts = generate.load_prompts()

@@ -2,9 +2,10 @@
 
     python -m tools.study.subsets EVALDATA --out data/study       # -> data/study/dev, data/study/test
 
-EVALDATA holds the full sets as task folders (evaluate.py describes them). data/study.json is the record of what was
-drawn. It holds no text: row numbers from 0 of each file, and hashes of the files that these count in. A row that is
-kept in part stands as [row, {"columns": items}]. No text is in both subsets, training rows and documents included.
+EVALDATA holds the full sets as task folders (evaluate.py describes them). data/study.json is the record of
+what was drawn. It holds no text: row numbers from 0 of each file, and hashes of the files that these count
+in. A row that is kept in part stands as [row, {"columns": items}]. No text is in both subsets, training rows
+and documents included.
 
 The rows were drawn by chance, test first:
     classification, clustering   some labels, as many rows of each; order of rows as in the source
@@ -101,8 +102,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     study = read_study(args.study)
     for folder, subset in zip(make(study, args.evaldata, args.out), study["subsets"].values()):
-        kinds = {CATEGORIES[task["kind"]] for task in find_tasks([str(folder)])}
-        print(f"{folder}: {len(subset['tasks'])} tasks of {len(kinds)} categories, {subset['tokens']:,} tokens")
+        tasks = find_tasks([str(folder)])
+        kinds = {CATEGORIES[task["kind"]] for task in tasks}
+        print(f"{folder}: {len(tasks)} tasks of {len(kinds)} categories, {subset['tokens']:,} tokens")
         for name, tokens in subset["tokens by task"].items():
             print(f"  {name}: {tokens:,}")
 

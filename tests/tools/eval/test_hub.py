@@ -258,7 +258,7 @@ def cut_gzip(path):
     (lambda p: p.with_name("test.json").write_text("[1]"), "a sts row is no object, but 1"),
     (lambda p: p.write_text("{oops\n"), "test.jsonl:1: not JSON in UTF-8: Expecting"),
     (lambda p: p.write_bytes(b"\xff\n"), "test.jsonl:1: not JSON in UTF-8: 'utf-8'"),
-    (lambda p: p.with_suffix(".jsonl.gz").write_bytes(b"no gzip"), "test.jsonl.gz: cannot be read (Not a gzipped"),
+    (lambda p: p.with_suffix(".jsonl.gz").write_bytes(b"no gzip"), "jsonl.gz: cannot be read (Not a gzipped"),
     (lambda p: p.with_suffix(".parquet").write_bytes(b"no parquet"), "test.parquet: broken (")])
 def test_a_broken_file_is_named(fill, said, tmp_path, monkeypatch, capsys):
     (tmp_path / "r").mkdir()

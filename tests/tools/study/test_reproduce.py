@@ -1,4 +1,4 @@
-"""tools/study/reproduce.py: a study resumes, runs again what changed, and its rows reach training and scoring."""
+"""tools/study/reproduce.py: a study resumes, and its rows reach training and scoring."""
 import json
 import os
 import signal
@@ -85,7 +85,8 @@ def test_a_signal_lets_training_end_first(number, to_all):
     child = ("import signal, sys, time\n"
              f"signal.signal({int(number)}, lambda *_: (time.sleep(1), sys.exit(7)))\n"
              "print('ready', flush=True)\ntime.sleep(60)")
-    parent = f"import sys; from tools.study import reproduce; sys.exit(reproduce.wait_for([sys.executable, '-c', {child!r}]))"
+    parent = ("import sys\nfrom tools.study import reproduce\n"
+              f"sys.exit(reproduce.wait_for([sys.executable, '-c', {child!r}]))")
     run = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, start_new_session=True,
                            cwd=ROOT)
     assert run.stdout.readline() == b"ready\n"
