@@ -11,9 +11,11 @@ def test_the_shipped_adapter_finds_what_is_asked(tmp_path):
     pairs = {
         "how to brew tea": "Steep the leaves in hot water for three minutes, then pour.",
         "bad weather": "Rain falls on the roof all night and the gutters overflow.",
-        "monetary policy against rising prices": "The central bank raised interest rates to slow down inflation.",
+        "monetary policy against rising prices":
+            "The central bank raised interest rates to slow down inflation.",
         "how to warm up for jogging": "Stretch your legs before a long run to avoid injuries.",
-        "why does my internet keep failing": "Restart the router and check the cable if the connection drops.",
+        "why does my internet keep failing":
+            "Restart the router and check the cable if the connection drops.",
         "opening hours of the gallery": "The museum opens at nine and closes at five, except on Mondays.",
     }
     right = {}
