@@ -14,6 +14,7 @@ The rows were drawn by chance, test first:
     retrieval                    queries with all their relevant documents, and other documents
     summarization                texts with all machine summaries, the first human ones
 """
+import json
 import shutil
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def make(study: dict, evaldata: Path, out: Path) -> list[Path]:
 
 def write_task(source: Path, target: Path, files: dict[str, list]) -> None:
     """One task's folder. files: {file: entries}."""
-    write_json(target / "task.json", read_json(source / "task.json") | {"note": NOTE})
+    described = read_json(source / "task.json") | {"note": NOTE}
+    write_text(target / "task.json", json.dumps(described))          # by their bytes, results know their sets
     for file, entries in files.items():
         write_jsonl(target / file, kept_rows(source / file, entries))
     if "queries.jsonl" in files:
