@@ -1,4 +1,4 @@
-"""What lies off the tutorial's path, in wings; run from the repository's root: `python -m tools.WING.NAME --help`.
+"""What lies off the tutorial's path, in wings. In the repository's root: `python -m tools.WING.NAME --help`.
 
     models      base models in, embedders out: fetch, convert, export, serve, train in fp8
     data        training examples: batch API, cleaning, mining, public sets
@@ -6,5 +6,5 @@
     bench       speed and memory, beside the usual libraries and on a GPU
     study       the paper's claims in small
 
-embed.py (vectors and search from the shell) and plot.py (pictures) also run by path: `python tools/embed.py --help`.
+embed.py (vectors and search from the shell) and plot.py (pictures) also run by path: `python tools/embed.py`.
 """

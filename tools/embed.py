@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # `python tools/embed.py` looks in tools/ alone
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # run by path, it looks in tools/ alone
 
 from model import Embedder
 from plumbing.errors import Parser, UserError, check, command, positive
@@ -83,14 +83,14 @@ def search(args, embedder: Embedder) -> None:
         for texts, vectors in encoded(embedder, read_lines(file), "", args.at_once, args.dim):
             top = (queries @ vectors.T).topk(min(args.top, len(texts)))      # of [Q, n]
             for q in range(len(queries)):
-                found = [(-score, number + i + 1, texts[i])
-                         for score, i in zip(top.values[q].tolist(), top.indices[q].tolist())]
-                best[q] = sorted(best[q] + found)[:args.top]
+                for score, i in zip(top.values[q].tolist(), top.indices[q].tolist()):
+                    best[q].append((-score, number + i + 1, texts[i]))
+                best[q] = sorted(best[q])[:args.top]
             number += len(texts)
-    for query, found in zip(args.query, best):
+    for query, lines in zip(args.query, best):
         if len(args.query) > 1:
             print(f"# {query}")
-        for score, line, text in found:
+        for score, line, text in lines:
             print(f"{-score:.4f}\t{line}\t{text}")
 
 
@@ -105,16 +105,19 @@ def main(argv=None):
     for sub in (encode_parser, search_parser):
         sub.add_argument("model", help="a run, a Hugging Face folder or an exported one")
         sub.add_argument("--prompt", help="the instruction (encode: none unless given; search: web search)")
-        sub.add_argument("--max-length", type=positive(int), default=512, help="tokens a text, BOS and EOS included")
+        sub.add_argument("--max-length", type=positive(int), default=512,
+                         help="tokens a text, BOS and EOS included")
         sub.add_argument("--dim", type=int, help="keep the first so many values (Matryoshka)")
         sub.add_argument("--dtype", help="float32, bfloat16, float16 (default: float32 on a CPU)")
         sub.add_argument("--device", help="default: cuda where there is one")
         sub.add_argument("--compile", action="store_true", help="a minute more at the start, then faster")
-        sub.add_argument("--at-once", type=positive(int), default=1024, help="texts sorted by length together")
+        sub.add_argument("--at-once", type=positive(int), default=1024,
+                         help="texts sorted by length together")
     search_parser.add_argument("query", nargs="+")
     args = parser.parse_args(argv)
     out = getattr(args, "out", None)
-    check(not out or out.suffix == ".npy", f"--out {out}: a name that ends in .npy, or leave it out for JSON lines")
+    check(not out or out.suffix == ".npy",
+          f"--out {out}: a name that ends in .npy, or leave it out for JSON lines")
     embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype,
                              max_length=args.max_length)
     embedder.compile(args.compile)

@@ -3,7 +3,7 @@
     python tools/plot.py train runs/demo            # -> runs/demo/log.png; several runs share the axes
     python tools/plot.py data data/synthetic/report.json   # -> report.png beside it
     python tools/plot.py scores results/*.json      # -> scores.png, categories of every model
-    python tools/plot.py study results/study.json   # -> study.png beside it, the rows of tools/study/reproduce.py
+    python tools/plot.py study results/study.json   # -> study.png beside it, the rows of the study
 
 --out names another file; its ending (.png, .svg, .pdf) decides the format. No display is needed.
 """
@@ -18,7 +18,7 @@ except ImportError:
     plt = None                                          # main says so
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # `python tools/plot.py` looks in tools/ alone
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # run by path, it looks in tools/ alone
 
 from plumbing.errors import Parser, check, command, positive
 from plumbing.files import read_json, read_jsonl, replace_file

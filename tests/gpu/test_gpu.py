@@ -82,7 +82,7 @@ def test_texts_beyond_the_window_are_as_on_the_cpu(base, compiled):
 
 
 def gradient(embedder, base, keep_tokens, seed=0):
-    """One cached-gradient step -> (loss, gradient, difference between the vectors of pass one and pass two)."""
+    """One cached-gradient step -> (loss, gradient, how far the vectors of its two passes differ)."""
     examples = Examples([str(base / "examples.jsonl")])
     args = train.options(["--base", str(base), "--data", str(base / "examples.jsonl"), "--out", "unused"])
     batch = train.prepare(examples, np.arange(8), embedder.tokenize, args, step=0)
@@ -94,13 +94,16 @@ def gradient(embedder, base, keep_tokens, seed=0):
     chunks = train.make_chunks(batch, 512, embedder.device)
     kept = train.chunks_to_keep(chunks, keep_tokens)
     vectors = torch.zeros(batch.texts, CONFIG["hidden_size"], device=embedder.device)
-    passes = {}                                                        # first token ids -> its chunk's vectors, by pass
+    passes = {}                                        # a chunk's first text -> its vectors, of each pass
 
     def embed(rows):
         v = embedder.embed(rows)
         passes.setdefault(tuple(rows[0]), []).append(v.detach())
         return v
-    loss = train.cached_gradients(embed, chunks, vectors, lambda v: train.batch_loss(v, 8, valid, args), kept, (seed,))
+
+    def loss_of(v):
+        return train.batch_loss(v, 8, valid, args)
+    loss = train.cached_gradients(embed, chunks, vectors, loss_of, kept, (seed,))
     assert all(len(seen) == (1 if kept else 2) for seen in passes.values()) and kept in (0, len(chunks))
     drift = max(relative(seen[-1], seen[0]) for seen in passes.values())
     return loss.item(), torch.cat([p.grad.flatten() for p in parameters]), drift
@@ -122,8 +125,9 @@ def test_dropout_masks_replay_in_the_second_pass(base, dtype, limit, compiled):
 
 def begin(base, out, *flags):
     """A run of four steps that is ready for the first -> (run, its batches)."""
-    args = train.options(["--base", str(base), "--data", str(base / "examples.jsonl"), "--out", str(out), *flags,
-                          "--device", DEVICE, "--batch-size", "6", "--max-length", "128", "--max-steps", "4"])
+    args = train.options(["--base", str(base), "--data", str(base / "examples.jsonl"), "--out", str(out),
+                          "--device", DEVICE, "--batch-size", "6", "--max-length", "128", "--max-steps", "4",
+                          *flags])
     examples = Examples(args.data)
     plan = train.plan_run(examples, args)
     run = train.start(args, examples, len(plan))
@@ -155,12 +159,13 @@ def test_a_step_waits_for_the_gpu_once(base, tmp_path, monkeypatch):
 @pytest.mark.parametrize("flags", [("--dtype", "bfloat16"), ("--dtype", "float16"),
                                    ("--dtype", "float32", "--activation-checkpointing", "--compile")])
 def test_a_run_that_stops_goes_on(base, tmp_path, monkeypatch, flags):
-    """On a GPU sums come in any order, so nearly the same adapter; a CPU's is the same (tests/test_train.py)."""
+    """On a GPU sums come in any order, so the adapter is nearly the same; on a CPU it is the same."""
     monkeypatch.setattr("signal.signal", lambda number, handler: None)  # pytest keeps its own
     tried, step, worst_step = [], train.training_step, train.worst_step
     monkeypatch.setattr(train, "worst_step", lambda run: (tried.append(1), worst_step(run)))
-    line = ["--base", str(base), "--data", str(base / "examples.jsonl"), *flags, "--device", DEVICE, "--lr", "1e-3",
-            "--batch-size", "6", "--max-length", "128", "--max-steps", "4", "--checkpoint-every", "2", "--resume"]
+    line = ["--base", str(base), "--data", str(base / "examples.jsonl"), *flags, "--device", DEVICE,
+            "--lr", "1e-3", "--batch-size", "6", "--max-length", "128", "--max-steps", "4",
+            "--checkpoint-every", "2", "--resume"]
 
     def third_is_stopped(run, batch, started):
         if run.step == 3:
@@ -169,12 +174,14 @@ def test_a_run_that_stops_goes_on(base, tmp_path, monkeypatch, flags):
     assert train.main([*line, "--out", str(tmp_path / "whole")]) == 0
     monkeypatch.setattr(train, "training_step", third_is_stopped)
     with pytest.raises(KeyboardInterrupt):
-        train.main([*line, "--out", str(tmp_path / "cut")])
+        train.main([*line, "--out", str(tmp_path / "stopped")])
     monkeypatch.setattr(train, "training_step", step)
-    assert train.main([*line, "--out", str(tmp_path / "cut")]) == 0
-    whole, cut = (torch.cat([t.flatten() for t in load_file(tmp_path / run / "adapter_model.safetensors").values()])
-                  for run in ("whole", "cut"))
-    assert whole.isfinite().all() and relative(cut, whole) < 1e-2
+    assert train.main([*line, "--out", str(tmp_path / "stopped")]) == 0
+
+    def adapter(run):
+        tensors = load_file(tmp_path / run / "adapter_model.safetensors").values()
+        return torch.cat([tensor.flatten() for tensor in tensors])
+    assert adapter("whole").isfinite().all() and relative(adapter("stopped"), adapter("whole")) < 1e-2
     assert len(tried) == (3 if DEVICE == "cuda" else 0)
 
 

@@ -168,7 +168,7 @@ REASONS = {"truncated": 74, "missing keys": 45, "no JSON object": 29, "extra key
 def test_raw_answers_of_a_small_llm():
     """200 answers of SmolLM2-135M (and six brainstorms) as llama.cpp's server gave them: fences, loops.
 
-    Made by tools/serve.py and generate.py --model smollm2 --n 200 --tasks 16 --patience 2 --no-json-mode
+    Made by tools/models/serve.py and generate.py --model smollm2 --n 200 --tasks 16 --patience 2 --no-json-mode
     --max-answer-tokens 300; sorted by id.
     """
     reasons, hows, brainstormed = collections.Counter(), collections.Counter(), 0

@@ -23,8 +23,8 @@ class Process:
     """A server in its own process, up once it has printed a line that holds its port or address."""
 
     def __init__(self, *command):
-        self.process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE,
-                                        text=True)
+        self.process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT,
+                                        stdout=subprocess.PIPE, text=True)
         self.line = self.process.stdout.readline().strip()
 
     def __enter__(self):
@@ -139,7 +139,7 @@ def test_llmock_has_nothing_to_say_against_the_client(tmp_path):
 
 
 def test_a_real_llm_server_end_to_end(tmp_path):
-    with Process(ROOT / "tools/serve.py", "--port", 0, "--threads", 1) as address:
+    with Process("-m", "tools.models.serve", "--port", 0, "--threads", 1) as address:
         freeze_tasks(tmp_path / "run")
         process = start(address, tmp_path, "--n", 6, "--tasks", 20, "--max-answer-tokens", 150,
                         "--concurrency", 2)

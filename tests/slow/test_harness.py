@@ -89,7 +89,7 @@ def compare(task: dict, name: str, model, monkeypatch, other=None) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import mteb
     from mteb._evaluators.evaluator import Evaluator
-    from mteb_adapter import MTEBModel
+    from tools.eval.mteb_adapter import MTEBModel
     kind = task["kind"]
     score_kind, _ = evaluate.KINDS[kind]
     ours = score_kind(task, encoder(embedder=model))
@@ -211,7 +211,7 @@ def test_mtebs_mock_run_passes_on_a_real_model(smollm2, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import mteb
     from mteb.mocks.mock_run import mock_run
-    from mteb_adapter import MTEBModel
+    from tools.eval.mteb_adapter import MTEBModel
     results = mock_run(MTEBModel(Embedder.load(smollm2, device="cpu", max_length=64)))
     states = {name: state for name, state in results.task_results.items() if state is not None}
     failed = [name for name, state in states.items() if not isinstance(state, mteb.results.TaskResult)]

@@ -2,12 +2,19 @@
 import argparse
 import json
 import signal
+import subprocess
+import sys
 
 import pytest
+import torch
 
+from model import Embedder
+from plumbing.files import write_jsonl
 from ragged import write_rows
+from scripts import ROOT
 from tiny import random_model, save, tiny_config
 from tools.bench import train as bench
+from tools.study import peers
 
 @pytest.fixture(scope="module", params=["mistral", "smollm2"])
 def base(request, tmp_path_factory, mistral_files, smollm2):
@@ -52,8 +59,8 @@ def test_both_sides_take_their_turn(tmp_path, mistral_files, capsys):
     base = save(random_model(config), tmp_path / "tiny", mistral_files)
     data, out = write_rows(tmp_path / "rows.jsonl", 20), tmp_path / "bench.json"
     bench.main([str(base), "--data", str(data), "--batch-size", "4", "--max-length", "24",
-                      "--steps", "2", "--rounds", "1", "--variants", "sorted-tokens",
-                      "--tokens-per-chunk", "64", "--threads", "1", "--device", "cpu", "--json", str(out)])
+                "--steps", "2", "--rounds", "1", "--variants", "sorted-tokens",
+                "--tokens-per-chunk", "64", "--threads", "1", "--device", "cpu", "--json", str(out)])
     report = json.loads(out.read_text())
     ours, theirs = report["sides"]["ours"], report["sides"]["sorted-tokens"]
     assert ours["ours_is_faster"] == 1 and theirs["ours_is_faster"] > 0
@@ -61,3 +68,27 @@ def test_both_sides_take_their_turn(tmp_path, mistral_files, capsys):
     assert 0 < ours["before_bytes"] < ours["peak_bytes"] < theirs["peak_bytes"]        # fewer imports
     table = capsys.readouterr().out
     assert f"{report['tokens']:,} real tokens" in table and "sorted-tokens" in table
+
+
+def test_the_studys_peer_takes_the_steps_of_train_py_and_its_adapter_loads(tmp_path, mistral_files):
+    """Without dropout and known positives the losses agree, documents with instructions included."""
+    config = tiny_config(vocab_size=32000, hidden_size=32, num_hidden_layers=2)
+    base = save(random_model(config), tmp_path / "tiny", mistral_files)
+    examples = tmp_path / "examples.jsonl"
+    rows = [{"prompt": "Find the reply", "query": f"question {i * i} about {chr(97 + i) * 5}",
+             "pos": [f"the answer {chr(98 + i) * 7} to {i}"], "neg": [f"no reply {i} {chr(99 + i) * 3}"],
+             "type": ("sts", "long-short")[i % 2]} for i in range(13)]
+    write_jsonl(examples, rows)
+    flags = ["--base", str(base), "--data", str(examples), "--out", str(tmp_path / "peer"), "--epochs", "2",
+             "--batch-size", "13", "--max-length", "40", "--lr", "1e-3", "--warmup-steps", "1",
+             "--both-sides", "--lora-dropout", "0", "--no-mask", "--dtype", "float32",
+             "--tokens-per-chunk", "200"]
+    peers.train_with_packages(flags, tmp_path / "peer")
+    losses = json.loads((tmp_path / "peer" / "losses.json").read_text())
+    ours = [*flags, "--out", str(tmp_path / "ours")]
+    assert subprocess.run([sys.executable, ROOT / "train.py", *ours]).returncode == 0
+    log = [json.loads(line)["loss"] for line in open(tmp_path / "ours" / "log.jsonl")]
+    assert len(losses) == len(log) == 2 and losses == pytest.approx(log, abs=1e-4) and log[0] - log[1] > 1e-3
+    folders = tmp_path / "peer", tmp_path / "ours", base
+    vectors = [Embedder.load(folder).encode(["a reply"]) for folder in folders]
+    assert torch.allclose(vectors[0], vectors[1], atol=1e-4) and (vectors[0] - vectors[2]).norm() > 1e-3

@@ -9,5 +9,6 @@ STEPS = "base train paper_batch_22gib encode small_base padding peer fp8_train f
 
 
 def gpu_sh(out, *arguments, steps=STEPS):
-    return subprocess.run(["bash", ROOT / "tools/bench/gpu.sh", *arguments], capture_output=True, text=True, env={
-        **os.environ, "OUT": str(out), "STEPS": steps, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"})
+    settings = {"OUT": str(out), "STEPS": steps, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(["bash", ROOT / "tools/bench/gpu.sh", *arguments], env={**os.environ, **settings},
+                          capture_output=True, text=True)

@@ -69,7 +69,7 @@ class Hub:
             return reply(request, 404, b'{"error":"Repository not found"}', {"X-Error-Code": "RepoNotFound"})
         files = {f.relative_to(folder).as_posix(): f for f in sorted(folder.rglob("*")) if f.is_file()}
         commit = hashlib.sha1("\n".join(files).encode()).hexdigest()
-        if revision in self.revisions and re.fullmatch("[0-9a-f]{40}", revision):        # asked for by its hash
+        if revision in self.revisions and re.fullmatch("[0-9a-f]{40}", revision):    # asked for by its hash
             commit = revision
         if revision not in (None, commit, *self.revisions):
             return reply(request, 404, b'{"error":"Invalid rev id"}', {"X-Error-Code": "RevisionNotFound"})

@@ -26,10 +26,12 @@ def embed(*arguments, text=b""):
 
 
 def test_it_runs_by_its_path_and_as_a_module(tmp_path):
-    for line, folder in ((["tools/embed.py"], ROOT), ([ROOT / "tools/embed.py"], tmp_path), (["-m", "tools.embed"], ROOT)):
+    ways = (ROOT, ["tools/embed.py"]), (tmp_path, [ROOT / "tools/embed.py"]), (ROOT, ["-m", "tools.embed"])
+    for folder, line in ways:
         done = subprocess.run([sys.executable, *line, "search", "no/model", "--docs", "d", "q"], cwd=folder,
                               capture_output=True, text=True)
-        assert done.returncode == 2 and done.stderr.startswith("embed.py: no/model: no such model folder"), done.stderr
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("embed.py: no/model: no such model folder")
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +138,7 @@ def test_every_option_reaches_the_embedder(docs, monkeypatch, capsys):
 
     monkeypatch.setattr(tool, "Embedder", Spy)
     tool.main(["search", "m", "--docs", str(docs), "--prompt", "Find tea", "--max-length", "99",
-               "--dim", "7", "--dtype", "float16", "--device", "cuda:1", "--compile", "--at-once", "5", "a", "b"])
+               "--dim", "7", "--dtype", "float16", "--device", "cuda:1", "--compile", "--at-once", "5",
+               "a", "b"])
     assert said == [("m", {"device": "cuda:1", "dtype": "float16", "max_length": 99}), True,
                     (2, "Find tea", 7), (5, "", 7), (3, "", 7)]

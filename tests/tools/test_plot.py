@@ -116,7 +116,8 @@ def test_pictures_are_written_where_they_belong(files, monkeypatch, capsys):
     (["scores", "report.json"], "report.json: not a result"), (["study", "a.json"], "not a result of tools"),
     (["study", "study.json", "a.json"], "one study.json"), (["train", "bad"], "log.jsonl:2"),
     (["train", "empty"], "no step"), (["train", "run", "--out", "empty/log.jsonl/x.png"], "log.jsonl"),
-    (["train", "run", "--dpi", "0"], "--dpi: 0: must be above 0"), (["train", "other"], "other/log.jsonl:1: not a line"),
+    (["train", "run", "--dpi", "0"], "--dpi: 0: must be above 0"),
+    (["train", "other"], "other/log.jsonl:1: not a line"),
 ])
 def test_user_errors_are_one_line(files, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(files)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import metrics
 from model import Embedder
+from plumbing import metrics
 from plumbing.errors import Parser, UserError, at_least_0, check, command, positive
 from plumbing.files import read_jsonl
 

@@ -1,4 +1,4 @@
-"""tools/bench/generate.py: how many requests a second does generate.py's client send, with a server that answers at once?
+"""tools/bench/generate.py: requests a second of generate.py's client, with a server that answers at once.
 
     python -m tools.bench.generate [--n 5000] [--concurrency 16]
 
@@ -27,8 +27,8 @@ def main():
     parser.add_argument("--n", type=positive(int), default=5000, help="example requests")
     parser.add_argument("--concurrency", type=positive(int), default=16)
     args = parser.parse_args()
-    server = subprocess.Popen([sys.executable, ROOT / "tests/support/fault_server.py"], stdout=subprocess.PIPE,
-                              text=True)
+    server = subprocess.Popen([sys.executable, ROOT / "tests/support/fault_server.py"],
+                              stdout=subprocess.PIPE, text=True)
     try:
         port = server.stdout.readline().strip()
         environment = {**os.environ, "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1", "OPENAI_API_KEY": ""}

@@ -4,7 +4,7 @@
     python -m tools.bench.gpu train work/7b --tokens-per-chunk 8192 16384 --json train.json
     python -m tools.bench.gpu train work/7b --batch-size 2048 --tokens-per-chunk 1024 --memory-gib 22
     python -m tools.bench.gpu encode work/7b --json encode.json
-    python -m tools.bench.gpu train work/7b --fp8                # the base's products in fp8: tools/models/fp8.py
+    python -m tools.bench.gpu train work/7b --fp8                # the base's products in fp8
 
 Speed and memory do not depend on what the weights are, only on shapes. tools/bench/gpu.sh runs all of it.
 """
@@ -34,8 +34,8 @@ TINY = {**MISTRAL_7B, "hidden_size": 64, "intermediate_size": 128, "num_hidden_l
 SMALL = {**MISTRAL_7B, "hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 4,
          "num_attention_heads": 8, "num_key_value_heads": 2}
 SHAPES = {"7b": MISTRAL_7B, "small": SMALL, "tiny": TINY}
-PRINTED = ("tokens_per_chunk", "tokens_per_second", "mfu", "mfu_useful", "padding", "peak_bytes", "reserved_bytes",
-           "error")
+PRINTED = ("tokens_per_chunk", "tokens_per_second", "mfu", "mfu_useful", "padding", "peak_bytes",
+           "reserved_bytes", "error")
 
 
 def make_base(folder: Path, config: dict, dtype="bfloat16", device="cpu") -> None:
@@ -123,7 +123,7 @@ def bench(args) -> int:
     """
     check((args.base / "tokenizer.json").exists(),
           f"{args.base}: not made yet: `python -m tools.bench.gpu base {args.base}`")
-    found = []
+    reports = []
     for size in args.tokens_per_chunk:
         settings = {**vars(args), "base": str(args.base), "json": None, "tokens_per_chunk": size}
         done = subprocess.run([sys.executable, "-m", "tools.bench.gpu", "--one"], cwd=ROOT,
@@ -133,12 +133,12 @@ def bench(args) -> int:
         else:
             said = done.stderr.strip().splitlines() or ["killed"]
             one = {**settings, "error": said[-1], "rc": done.returncode}
-        found.append(one)
+        reports.append(one)
         print(json.dumps({key: one[key] for key in PRINTED if key in one}), flush=True)
         if args.json:                                            # after each, in case the time runs out
             gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-            write_json(args.json, {"torch": torch.__version__, "gpu": gpu, "found": found})
-    return 1 if all("error" in one for one in found) else 0
+            write_json(args.json, {"torch": torch.__version__, "gpu": gpu, "found": reports})
+    return 1 if all("error" in one for one in reports) else 0
 
 
 def one_measurement() -> None:

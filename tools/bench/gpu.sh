@@ -1,9 +1,9 @@
 #!/bin/bash
 # tools/bench/gpu.sh: all GPU checks and measurements in one call, the first the most important.
 #
-#     OUT=results/gpu bash tools/bench/gpu.sh        # one GPU of 80 GB or more, 30 GB of disk, at most 22 minutes
+#     OUT=results/gpu bash tools/bench/gpu.sh    # one GPU of 80 GB or more, 30 GB of disk, at most 22 minutes
 #     STEPS="tests base train paper_batch_22gib" bash tools/bench/gpu.sh     # 10 minutes; in the usual order
-#     STEPS="base encode small_base padding peer" bash tools/bench/gpu.sh    # 9 more; every call makes its own base
+#     STEPS="base encode small_base padding peer" bash tools/bench/gpu.sh    # 9 more; each makes its own base
 #     OUT=/tmp/dry bash tools/bench/gpu.sh --dry     # tiny sizes on a CPU: is the plumbing sound?
 #
 # Nothing is fetched: weights of Mistral-7B's shape are random, made in place. Needed: torch >= 2.11, numpy,
@@ -31,8 +31,9 @@ if [ "${1:-}" = --dry ]; then
 elif [ $# -gt 0 ]; then
     echo "error: gpu.sh $1: takes --dry or nothing" >&2; exit 2
 else
-    DEVICE=cuda SHAPE=7b SMALL=small DTYPE=bfloat16 ROWS=4096 BATCH=256 PAPER_BATCH=2048 LENGTH=512 ENCODE=1024
-    CHUNKS="8192 4096 16384" SMALL_CHUNK=1024 TRAIN_STEPS=3 EMULATE=    # 16,384 needs more than 80 GB
+    DEVICE=cuda SHAPE=7b SMALL=small DTYPE=bfloat16 ROWS=4096 BATCH=256 PAPER_BATCH=2048 LENGTH=512
+    ENCODE=1024 SMALL_CHUNK=1024 TRAIN_STEPS=3 EMULATE=
+    CHUNKS="8192 4096 16384"    # 16,384 needs more than 80 GB
     PEER="--rounds 1 --batch-size 64 --steps 4 --warmup 2"
     DEVICES="cpu cuda"
     if ! "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
@@ -75,8 +76,8 @@ step fp8_train 100 "$PYTHON" -m tools.bench.gpu train "$BASE" $COMMON --batch-si
     --steps $TRAIN_STEPS --tokens-per-chunk ${CHUNKS%% *} --fp8 --json "$OUT/fp8_train.json"
 step fp8_encode 80 "$PYTHON" -m tools.bench.gpu encode "$BASE" $COMMON --batch-size $ENCODE \
     --tokens-per-chunk ${CHUNKS%% *} --fp8 --json "$OUT/fp8_encode.json"
-step fp8_effect 60 "$PYTHON" -m tools.models.fp8 measure "$BASE" --data "$BASE/examples.jsonl" --dtype $DTYPE \
-    --max-length $LENGTH --queries 16 $EMULATE
+step fp8_effect 60 "$PYTHON" -m tools.models.fp8 measure "$BASE" --data "$BASE/examples.jsonl" \
+    --dtype $DTYPE --max-length $LENGTH --queries 16 $EMULATE
 step memory 20 "$PYTHON" -m tools.bench.memory train --base "$BASE" --batch-size $BATCH \
     --measured "$OUT/train.json"
 cat "$OUT/summary.json"

@@ -60,9 +60,11 @@ def main(argv=None) -> int:
     parser.add_argument("model", help="a run, a Hugging Face folder or an exported one")
     parser.add_argument("--texts", type=Path, help="a file of texts, one a line")
     parser.add_argument("--dtypes", nargs="+", choices=list(BOUNDS), default=list(BOUNDS))
-    parser.add_argument("--max-length", type=positive(int), default=512, help="tokens a text, BOS and EOS included")
+    parser.add_argument("--max-length", type=positive(int), default=512,
+                        help="tokens a text, BOS and EOS included")
     there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    parser.add_argument("--devices", nargs="+", choices=there, default=there, help="the first is the reference")
+    parser.add_argument("--devices", nargs="+", choices=there, default=there,
+                        help="the first is the reference")
     args = parser.parse_args(argv)
     texts = TEXTS
     if args.texts:

@@ -1,4 +1,4 @@
-"""tools/bench/peer.py: sentence-transformers + peft by their own classes, for tools.bench.train and the study."""
+"""tools/bench/peer.py: sentence-transformers + peft by their own classes, for train.py here and the study."""
 import time
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from train import learning_rate
 def train_peer(s: dict, args, batches: list[list[dict]]) -> tuple[list[float], list[float]]:
     """Train on these batches; returns the loss of each step and the time at which each step had ended.
 
-    s: the settings of bench/train.py; args: train.py's flags for them, of which optimizer and schedule are made.
+    s: the settings of bench/train.py. args: train.py's flags for them, which make optimizer and schedule.
     "save_to" in s: the folder for the trained adapter, in PEFT's own form.
     """
     datasets.disable_progress_bars()

@@ -51,7 +51,9 @@ def write_examples(files: list[str], rows: int, negatives: int, seed: int, out: 
         example = examples[i]
         if len(example["neg"]) >= negatives:                         # the peer wants as many in every row
             usable.append({**example, "pos": example["pos"][:1], "neg": example["neg"][:negatives]})
-    ways_out = "fewer --steps, a smaller --batch-size" + ", or --negatives 0, which needs no negatives" * negatives
+    ways_out = "fewer --steps, a smaller --batch-size"
+    if negatives:
+        ways_out += ", or --negatives 0, which needs no negatives"
     check(len(usable) == rows, f"--data: {len(usable)} usable rows, {rows} wanted: {ways_out}")
     write_jsonl(out, usable)
 
@@ -68,8 +70,10 @@ def prepare(args, folder: Path) -> dict:
 
 
 def write_start(args, folder: Path) -> None:
-    """folder/init: the fresh adapter with which both sides begin. args: base, dtype, max_length, seed, lora_rank,
-    lora_dropout."""
+    """folder/init: the fresh adapter with which both sides begin.
+
+    args: base, dtype, max_length, seed, lora_rank, lora_dropout.
+    """
     embedder = Embedder.load(args.base, device="cpu", dtype=args.dtype, max_length=args.max_length)
     embedder.decoder.add_lora(args.lora_rank, 2 * args.lora_rank, args.lora_dropout, seed=args.seed)
     embedder.save_adapter(folder / "init")
@@ -147,8 +151,8 @@ def turn(s: dict) -> dict:
 def in_own_process(s: dict) -> dict:
     out = Path(s["folder"]) / "turn.json"
     environment = {**os.environ, "OMP_NUM_THREADS": str(s["threads"]), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-m", "tools.bench.train", "--turn", out], cwd=ROOT, env=environment,
-                          input=json.dumps(s), text=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-m", "tools.bench.train", "--turn", out], cwd=ROOT,
+                          env=environment, input=json.dumps(s), text=True, capture_output=True)
     if done.returncode == 2:                                # a user's mistake, already in one line
         raise UserError(f"{s['variant']}: " + done.stderr.strip().splitlines()[-1].removeprefix("train.py: "))
     if done.returncode:

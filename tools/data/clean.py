@@ -1,6 +1,6 @@
 """tools/data/clean.py: drops near-duplicates and texts of the evaluation sets from training examples.
 
-    python -m tools.data.clean data/synthetic.jsonl --out data/clean.jsonl --eval data/mini [--eval FOLDER ...]
+    python -m tools.data.clean data/synthetic.jsonl --out data/clean.jsonl --eval data/mini --eval FOLDER
 
 Examples are read as train.py reads them, plain or gzipped; the lines that stay are written as they stood.
 
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from generate import normalize
+from plumbing.answers import normalize
 from plumbing.errors import Parser, at_least_0, bounded, check, command
 from plumbing.examples import read_example
 from plumbing.files import OPTIONAL, read_jsonl, read_lines, replace_file, write_json
@@ -162,15 +162,15 @@ class Contamination:
         """For each list of texts: (task name, "text" or "run") of an evaluation text that it holds, or
         None."""
         flat = [(i, squeeze(text)) for i, texts in enumerate(examples) for text in texts]
-        found = [None] * len(examples)
+        reasons = [None] * len(examples)
         hashes, owner = sampled(RUNS([text for _, text in flat]))
         places = np.searchsorted(self.runs, hashes)
         for hit in np.flatnonzero(np.append(self.runs, np.uint64(1))[places] == hashes):  # 1: never sampled
-            found[flat[owner[hit]][0]] = self.names[self.owners[places[hit]]], "run"
+            reasons[flat[owner[hit]][0]] = self.names[self.owners[places[hit]]], "run"
         for i, text in flat:
             if len(text) >= self.min_chars and (name := self.whole.get(whole_hash(text))):
-                found[i] = name, "text"
-        return found
+                reasons[i] = name, "text"
+        return reasons
 
 
 def sampled(windows):
@@ -207,10 +207,10 @@ def clean(path, out, folders=(), threshold=0.8, min_chars=20, batch=1000):
     for _, examples in batches(pairs, batch):
         heads = [normalize(f"{texts[0][:HEAD]}\n{texts[1][:HEAD]}") for texts in examples]
         sketches.append(signatures(heads))
-        for texts, found in zip(examples, contamination.find(examples)):
-            dirty.append(found is not None)
-            if found:
-                name, kind = found
+        for texts, reason in zip(examples, contamination.find(examples)):
+            dirty.append(reason is not None)
+            if reason:
+                name, kind = reason
                 counts[name, kind] += 1
                 if len(samples[name]) < 3:
                     samples[name].append(texts[0][:100])
@@ -235,8 +235,10 @@ def main(argv=None):
     add("examples", type=Path, help="training examples, JSON lines")
     add("--out", type=Path, required=True)
     add("--eval", action="append", default=[], metavar="FOLDER", help="evaluation sets to stay clear of")
-    add("--threshold", type=bounded(float, lambda value: 0 <= value <= 1, "0 to 1"), default=0.8, help="least similarity of near-duplicates, 0 to 1")
-    add("--min-chars", type=at_least_0(int), default=20, help="letters and digits of an evaluation text that counts")
+    add("--threshold", type=bounded(float, lambda value: 0 <= value <= 1, "0 to 1"), default=0.8,
+        help="least similarity of near-duplicates, 0 to 1")
+    add("--min-chars", type=at_least_0(int), default=20,
+        help="letters and digits of an evaluation text that counts")
     add("--report", type=Path, help="also write the counts as JSON")
     args = parser.parse_args(argv)
     check(args.out.suffix != ".gz", f"--out {args.out}: lines are written unpacked: a name without .gz")

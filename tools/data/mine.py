@@ -1,7 +1,7 @@
-"""tools/data/mine.py: hard negatives for training files, found by a model that embeds already.
+"""tools/data/mine.py: hard negatives for training files, by a model that embeds already.
 
     python -m tools.data.mine runs/demo data/pairs.jsonl --out data/mined.jsonl
-    python -m tools.data.mine BASE nq.jsonl fever.jsonl --out mined.jsonl --ranks 30 200 --margin 0.05 --sample
+    python -m tools.data.mine BASE nq.jsonl fever.jsonl --out mined.jsonl --ranks 30 200 --margin 0.05
 
 The corpus is every distinct positive and negative of the files. Each query ranks it by cosine; known
 positives of the same instruction and query, and the query's own text, leave the ranking; of what stands at
@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metrics import search
 from model import Embedder
 from plumbing.errors import Parser, check, command, finite, positive, seed
 from plumbing.examples import Examples
 from plumbing.files import BOM, parse_line, replace_file, text_hash
+from plumbing.metrics import search
 
 
 class Corpus:
@@ -52,8 +52,8 @@ class Corpus:
 
     def numbers(self, hashes) -> np.ndarray:
         """Numbers of texts by their hashes; any number for a text that is not in the corpus."""
-        place = np.searchsorted(self.hashes, hashes, sorter=self.order)
-        return self.order[np.minimum(place, len(self) - 1)]
+        position = np.searchsorted(self.hashes, hashes, sorter=self.order)
+        return self.order[np.minimum(position, len(self) - 1)]
 
 
 def documents_of(example: dict) -> list[str]:
@@ -86,7 +86,7 @@ def choose(scores, numbers, barred: set[int], ceiling: float, args, rng) -> list
 
 def mine(args, embedder: Embedder, examples: Examples, out) -> tuple[int, int]:
     """Write every row with its mined negatives; returns how many, and rows with fewer than wanted."""
-    corpus, found, short = Corpus(examples), 0, 0
+    corpus, mined, short = Corpus(examples), 0, 0
     device = embedder.device
     with tempfile.TemporaryDirectory(dir=args.out.parent, suffix=".tmp") as folder:
         vectors = embed_corpus(embedder, corpus, args.chunk, Path(folder) / "corpus.npy")
@@ -110,13 +110,14 @@ def mine(args, embedder: Embedder, examples: Examples, out) -> tuple[int, int]:
                     ceiling = float((vectors[positives] @ query.numpy()).min()) - args.margin
                 chosen = choose(s, n, out_of, ceiling, args, np.random.default_rng((args.seed, i)))
                 negatives = [corpus[number] for number in chosen]
-                found, short = found + len(chosen), short + (len(chosen) < args.negatives)
+                mined += len(chosen)
+                short += len(chosen) < args.negatives
                 if args.keep:
                     negatives = example["neg"] + [text for text in negatives if text not in example["neg"]]
                 out.write(json.dumps({**raw_row(examples, i), "neg": negatives}, ensure_ascii=False) + "\n")
             say(f"queries {rows.stop:,} of {len(examples):,}")
         del vectors
-    return found, short
+    return mined, short
 
 
 def barred_numbers(corpus: Corpus, examples: Examples, i: int) -> set[int]:
@@ -171,8 +172,8 @@ def main(argv=None):
         with open(path, "w", encoding="utf-8") as file:
             counts.append(mine(args, embedder, examples, file))
     replace_file(args.out, write)
-    found, short = counts[0]
-    print(f"{args.out}: {len(examples):,} rows, {found:,} negatives mined, {short:,} rows with fewer than "
+    mined, short = counts[0]
+    print(f"{args.out}: {len(examples):,} rows, {mined:,} negatives mined, {short:,} rows with fewer than "
           f"{args.negatives}, {examples.skipped:,} lines skipped")
 
 

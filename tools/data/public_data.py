@@ -1,4 +1,4 @@
-"""tools/data/public_data.py: the paper's 13 public training sets from the Hugging Face hub, ready for train.py.
+"""tools/data/public_data.py: the paper's 13 public training sets from the Hugging Face hub, for train.py.
 
     python -m tools.data.public_data --out data/public   # or: make data PUBLIC=1; tens of GB
     python train.py $(cat data/public/flags) --data data/synthetic.jsonl --base ... --out runs/paper
@@ -44,18 +44,23 @@ def assign(files: list[Path], sets: dict) -> tuple[dict[str, list[Path]], list[P
     return files_of, left
 
 
+def as_list(texts) -> list:
+    """The texts of a column that may hold one, several or none."""
+    return [texts] if isinstance(texts, str) else list(texts or ())
+
+
 def examples(files: list[Path], instructions: list[str], count: Counter):
     """Yield a set's rows as train.py reads them. An instruction that is not the paper's gives way to it."""
     number = 0
     for file in files:
         for row in read(file, ""):
-            try:
-                query, *lists = row["query"], row["pos"], row.get("neg")
-            except (KeyError, TypeError):
-                raise UserError(f"{file.name}: a row has no query and pos, but {', '.join(row)}") from None
-            positives, negatives = ([texts] if isinstance(texts, str) else list(texts or ()) for texts in lists)
+            check(isinstance(row, dict), f"{file.name}: a row is no object, but {row!r:.60}")
+            check({"query", "pos"} <= row.keys(),
+                  f"{file.name}: a row has no query and pos, but {', '.join(row)}")
+            query, positives, negatives = row["query"], as_list(row["pos"]), as_list(row.get("neg"))
             texts = [query, *positives, *negatives]
-            if not all(isinstance(text, str) for text in texts) or not (query.strip() and "".join(positives).strip()):
+            all_text = all(isinstance(text, str) for text in texts)
+            if not all_text or not query.strip() or not "".join(positives).strip():
                 count["without text"] += 1
                 continue
             prompt = row.get("prompt")

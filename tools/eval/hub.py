@@ -6,7 +6,7 @@
 
 prompts/tasks.json names repository, revision, split and instruction of each task. `hf download` fetches and
 caches; a task that already stands in OUT is left alone. Read are JSON lines, plain or gzipped, tab-separated
-files and, with pyarrow, parquet. Revisions differ in layout, so files are found by the words in their paths.
+files and, with pyarrow, parquet. Revisions differ in layout, so files are chosen by the words in their paths.
 """
 import argparse
 import functools
@@ -86,7 +86,7 @@ def read_parquet(path: Path):
 
 
 def read_table(path: Path, role: str):
-    """Rows of a tab-separated file: no quotes, fields of any length, and the names in the first row or in HEADLESS."""
+    """Rows of a tab-separated file: no quotes, fields of any length; its first row or HEADLESS names them."""
     rows = (line.decode().rstrip("\r\n").split("\t") for _, line in read_lines(path))
     first = next(rows, [])
     names = first
@@ -197,8 +197,9 @@ def convert(source: Path, out: Path, name: str, task: dict) -> None:
     elif kind == "reranking" and any(has_word(p.name, "corpus") for p in source.rglob("*")):
         write_jsonl(part / f"{split}.jsonl", as_reranking(source, split, subset))
     else:
-        for wanted in ("train", split) if kind == "classification" else (split,):
-            write_jsonl(part / f"{wanted}.jsonl", rows_of(source, kind, (), wanted, subset))
+        splits = ("train", split) if kind == "classification" else (split,)
+        for name_of_split in splits:
+            write_jsonl(part / f"{name_of_split}.jsonl", rows_of(source, kind, (), name_of_split, subset))
     kept = ("kind", "metric", "prompt", "split", "samples_per_label", "ignore_identical_ids")
     described = {"name": name, **{key: task[key] for key in kept if key in task}}
     write_json(part / "task.json", described)
@@ -212,8 +213,8 @@ def download(task: dict) -> Path:
     done = subprocess.run([hf if hf.exists() else "hf", *arguments], stdout=subprocess.PIPE, text=True)
     folder = Path(done.stdout.strip() or "nowhere")                  # all that --quiet prints
     check(done.returncode == 0 and folder.is_dir(),
-          f"{task['hub']} was not downloaded, for the reason above. HF_ENDPOINT sets a mirror, and a rerun goes on "
-          "where this stopped")
+          f"{task['hub']} was not downloaded, for the reason above. HF_ENDPOINT sets a mirror, and a rerun "
+          "goes on where this stopped")
     return folder
 
 

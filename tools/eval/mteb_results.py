@@ -17,9 +17,9 @@ COUNTS = ("seconds", "texts", "cut", "skipped", "unknown")
 def task_result(name: str, parts: dict[str, dict], table: dict) -> dict:
     """MTEB's TaskResult of one task: `parts` maps a subset ("default" if there are none) to its scores."""
     task = table.get(name, {})
-    scores, seconds = [], sum(found["seconds"] for found in parts.values())
-    for subset, found in parts.items():
-        values = {metric: value for metric, value in found.items()
+    scores, seconds = [], sum(detail["seconds"] for detail in parts.values())
+    for subset, detail in parts.items():
+        values = {metric: value for metric, value in detail.items()
                   if isinstance(value, (int, float)) and metric not in COUNTS}
         part = task.get("parts", {}).get(subset, {})
         languages = part.get("languages", ["eng-Latn"] if task else ["und-Zyyy"])        # und: unknown

@@ -1,4 +1,4 @@
-"""tools/eval/passkey.py: personalised passkey retrieval (section 5.2): is a fact found anywhere in a long text?
+"""tools/eval/passkey.py: is a fact found anywhere in a long text? Passkey retrieval, section 5.2.
 
     python -m tools.eval.passkey runs/full --lengths 256 512 1024 2048 4096 8192 16384 32768
     python -m tools.eval.passkey runs/full --rope-theta 1e5 --sliding-window 32768 --out results/passkey.json
@@ -88,12 +88,14 @@ def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("model", help="a run folder or a Hugging Face folder")
-    add("--lengths", type=bounded(int, lambda n: n >= 64, "at least 64"), nargs="+", default=[2 ** i for i in range(8, 16)], help="in tokens")
+    add("--lengths", type=bounded(int, lambda tokens: tokens >= 64, "at least 64"), nargs="+",
+        default=[2 ** i for i in range(8, 16)], help="in tokens")
     add("--queries", type=positive(int), default=50)
     add("--candidates", type=positive(int), default=100, help="documents of each length, at most 200")
     add("--prompt", default="Given a question, retrieve passages that answer it", help="of the queries")
     add("--rope-theta", type=positive(float), help="the base of the rotary angles, in place of the model's")
-    add("--sliding-window", type=at_least_0(int), help="the attention window, in place of the model's; 0: none")
+    add("--sliding-window", type=at_least_0(int),
+        help="the attention window, in place of the model's; 0: none")
     add("--device")
     add("--dtype", choices=("float32", "bfloat16", "float16"))
     add("--seed", type=int, default=0)
@@ -109,8 +111,8 @@ def main(argv=None):
     for tokens in args.lengths:
         start = time.time()
         accuracies[tokens] = accuracy(embedder, tokens, args.queries, args.candidates, args.prompt, args.seed)
-        chance = 1 / args.candidates
-        print(f"{tokens:>6} tokens: top-1 {100 * accuracies[tokens]:5.1f} ({time.time() - start:.0f} s, by luck "
+        seconds, chance = time.time() - start, 1 / args.candidates
+        print(f"{tokens:>6} tokens: top-1 {100 * accuracies[tokens]:5.1f} ({seconds:.0f} s, by luck "
               f"{100 * chance:.1f} +- {100 * math.sqrt(chance / args.queries):.1f})", flush=True)
         if args.out:
             write_json(args.out, {"model": args.model, **overrides, "accuracy": accuracies})

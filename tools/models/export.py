@@ -183,7 +183,8 @@ def main(argv=None):
     parser.add_argument("--adapter", action="store_true",
                         help="write PEFT's two files alone, in bfloat16 or --dtype")
     parser.add_argument("--dtype", choices=sorted(DTYPES.values()), help="default: as the base is stored")
-    parser.add_argument("--max-length", type=positive(int), default=512, help="tokens a text, BOS and EOS included")
+    parser.add_argument("--max-length", type=positive(int), default=512,
+                        help="tokens a text, BOS and EOS included")
     parser.add_argument("--compare", action="store_true",
                         help="embed some texts with the adapter merged and not, and tell the worst cosine")
     parser.add_argument("--prompt", action="append", default=[], metavar="NAME=INSTRUCTION",

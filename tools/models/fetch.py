@@ -1,4 +1,4 @@
-"""tools/models/fetch.py: a base model from the Hugging Face hub, by `hf download`, into a folder under models/.
+"""tools/models/fetch.py: a base model from the Hugging Face hub, by `hf download`, into a folder.
 
     python -m tools.models.fetch mistralai/Mistral-7B-v0.1 models/Mistral-7B-v0.1
 
@@ -16,10 +16,10 @@ from plumbing.errors import Parser, check, command
 from plumbing.files import read_json
 
 
-def download(base: str, part: Path, *wanted: str) -> None:
+def download(base: str, part: Path, *files: str) -> None:
     """Run `hf download`, whose progress and errors go to the terminal as they come."""
     hf = Path(sys.executable).with_name("hf")
-    done = subprocess.run([hf if hf.exists() else "hf", "download", base, *wanted, "--local-dir", part],
+    done = subprocess.run([hf if hf.exists() else "hf", "download", base, *files, "--local-dir", part],
                           stdout=subprocess.DEVNULL)
     check(done.returncode == 0,
           f"{base} was not downloaded, for the reason above. Check the id and the network "

@@ -1,8 +1,8 @@
-"""tools/models/fp8.py: the frozen base's products in 8-bit floats (e4m3), forward and input gradient. For a GPU.
+"""tools/models/fp8.py: the frozen base's products in 8-bit floats (e4m3), forward and input gradient.
 
-    python -m tools.models.fp8 measure models/Mistral-7B-v0.1 --data data/synthetic.jsonl  # its effect, in numbers
-    python -m tools.models.fp8 train --base ... --data ... --out runs/fp8                  # train.py's flags
-    python -m tools.models.fp8 measure BASE --data FILE --emulate    # anywhere: the same rounding, slowly
+    python -m tools.models.fp8 measure BASE --data FILE                    # its effect, in numbers, on a GPU
+    python -m tools.models.fp8 train --base ... --data ... --out runs/fp8  # train.py's flags, on a GPU
+    python -m tools.models.fp8 measure BASE --data FILE --emulate          # the same, slowly, without one
 
 Each row of x, and each row of W, is divided by its largest magnitude over 448 and rounded to e4m3 (3 bits of
 mantissa: at most 1/16 off). `torch._scaled_mm` multiplies these at twice bf16's rate, where the chip has the
@@ -60,7 +60,7 @@ class Product(torch.autograd.Function):
         return product(*rowwise(dy), by_column, column_scale, dy.dtype), None, None, None, None
 
 
-# dynamo stumbles over a Function inside the generator of model.Attention; what traces after it does not
+# dynamo takes it as one operation, and does not trace what is inside
 @torch.compiler.allow_in_graph
 def fp8_linear(x, by_row, row_scale, by_column, column_scale):
     """x [..., in] -> x W^T [..., out]."""

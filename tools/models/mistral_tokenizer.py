@@ -1,4 +1,4 @@
-"""tools/models/mistral_tokenizer.py: the tokenizer of Mistral-7B-v0.1 (and of E5-Mistral), out of a PyPI package.
+"""tools/models/mistral_tokenizer.py: the tokenizer of Mistral-7B-v0.1 and E5-Mistral, from a PyPI package.
 
     pip install sentencepiece && pip install --no-deps mistral-common==1.13.1
     python -m tools.models.mistral_tokenizer models/mistral-tokenizer
@@ -21,7 +21,7 @@ SHA256 = "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055"     
 
 
 def packaged_model() -> Path:
-    """The SentencePiece file inside mistral-common, which is located and not imported: no need of its imports."""
+    """The SentencePiece file inside mistral-common, which is not imported: its own imports are not needed."""
     spec = importlib.util.find_spec("mistral_common")
     for folder in spec.submodule_search_locations if spec else []:
         path = Path(folder) / "data" / "tokenizer.model.v1"
@@ -40,9 +40,12 @@ def build(model: SentencePieceProcessor) -> Tokenizer:
     pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
     special = [i for i in range(len(pieces)) if model.is_control(i) or model.is_unknown(i)]
     ids = {piece: i for i, piece in enumerate(pieces) if i not in special and not model.is_byte(i)}
-    merges = [(-model.get_score(i), i, ids[piece[:cut]], ids[piece[cut:]], piece[:cut], piece[cut:])
-              for piece, i in ids.items() for cut in range(1, len(piece))
-              if piece[:cut] in ids and piece[cut:] in ids]
+    merges = []
+    for piece, i in ids.items():
+        for middle in range(1, len(piece)):
+            left, right = piece[:middle], piece[middle:]
+            if left in ids and right in ids:
+                merges.append((-model.get_score(i), i, ids[left], ids[right], left, right))
     tokenizer = Tokenizer(models.BPE(
         vocab={piece: i for i, piece in enumerate(pieces)}, merges=[merge[-2:] for merge in sorted(merges)],
         unk_token=pieces[model.unk_id()], fuse_unk=True, byte_fallback=True,

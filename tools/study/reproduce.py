@@ -6,9 +6,9 @@
         --out results/dev.json --recipe "--batch-size 32 --max-length 64 --lr 1e-3 --max-steps 70"
 
 EVALDATA: full public test sets as task folders, of which data/study.json takes the fixed subsets `dev` and
-`test` (tools/study/subsets.py); `full` scores the sets whole. TRAINDATA: labelled pairs as JSON lines. ROWS below
-is the study. All training data is first cleared of near-duplicates and of every text of EVALDATA
-(tools/data/clean.py). Results: --out (JSON) and, beside it, .md (the table) and .png (tools/plot.py). A row that is
+`test` (subsets.py); `full` scores the sets whole. TRAINDATA: labelled pairs as JSON lines. ROWS below is the
+study. All training data is first cleared of near-duplicates and of every text of EVALDATA
+(tools/data/clean.py). Results: --out (JSON) and, beside it, .md (the table) and .png (plot.py). A row that is
 there with the same settings is not run again, and a training that was stopped goes on.
 
 The average is the mean of the means of MTEB's seven categories, English only, so that no category counts by
@@ -31,6 +31,7 @@ from model import Embedder
 from plumbing.checkpoint import find_model
 from plumbing.errors import Parser, UserError, check, command, positive
 from plumbing.files import read_json, write_json, write_text
+from plumbing.tasks import find_tasks
 from tools import plot
 from tools.study import peers, subsets
 from tools.study.data import file_key, mixture, prepare_data
@@ -86,11 +87,12 @@ def options(argv=None) -> argparse.Namespace:
     add("--traindata", type=Path, help="folder of public labelled pairs, for the rows public and both")
     add("--synthetic", type=Path, default=Path("data/synthetic.jsonl"), help="from `make data`")
     add("--language", default="English",
-        help="take the synthetic examples in it alone, as base and test sets are English; all: every language")
+        help="take the synthetic examples in it alone, as base and test sets are English; all: all of them")
     add("--rows", default=",".join(ROWS), help="names, with commas (default: all)")
     add("--subset", choices=("test", "dev", "full"), default="test")
     add("--study", type=Path, default=subsets.STUDY, help="the subsets' lists of rows")
-    add("--max-length", type=positive(int), help="tokens of a scored text (default: as data/study.json counts)")
+    add("--max-length", type=positive(int),
+        help="tokens of a scored text (default: as data/study.json counts)")
     add("--seeds", type=positive(int), default=1, help="of the main rows")
     add("--all-seeds", action="store_true", help="of every trained row")
     add("--recipe", default=RECIPE, help=f"train.py's flags, shared by all rows (default: {RECIPE})")
@@ -120,9 +122,9 @@ def find_sets(args) -> list[dict]:
     if args.subset != "full":
         check(args.subset in study["subsets"], f"{args.study}: has no subset {args.subset}")
         subsets.make(study, args.evaldata, args.work / "sets")
-        return evaluate.find_tasks([str(args.work / "sets" / args.subset)])
+        return find_tasks([str(args.work / "sets" / args.subset)])
     chosen = study["subsets"]["test"]["tasks"]
-    return [task for task in evaluate.find_tasks([str(args.evaldata)])
+    return [task for task in find_tasks([str(args.evaldata)])
             if (task["name"] in chosen or "/" not in task["name"] or task["name"].endswith("/en"))
             and (task["kind"] != "retrieval" or (task["folder"] / "corpus.jsonl").exists())]
 
@@ -148,13 +150,14 @@ class Prefixed:
 
 def score(embedder, tasks: list[dict], row: Row, max_length: int) -> dict[str, float | None]:
     """Main score of each task, as evaluate.py has it."""
-    flags = evaluate.parse_arguments(["model", "--max-length", str(max_length), *shlex.split(row.scoring)])
-    embedder, details = Prefixed(embedder) if row.prefix else embedder, {}
-    encoder = evaluate.Encoder(embedder, flags, tasks)
+    flags = evaluate.options(["model", "--max-length", str(max_length), *shlex.split(row.scoring)])
+    embedder = Prefixed(embedder) if row.prefix else embedder
+    encoder = evaluate.Encoder(embedder, flags)
+    scores = {}
     for task in tasks:
         embedder.prefix = PREFIXES.get(task["kind"], "")              # only Prefixed looks at it
-        details |= evaluate.evaluate(encoder, [task], flags)["details"]
-    return {name: scores["main_score"] for name, scores in details.items()}
+        scores[task["name"]] = evaluate.score_task(task, encoder)["main_score"]
+    return scores
 
 
 def train_flags(row: Row, seed: int, files: dict, args) -> list[str]:
@@ -229,7 +232,7 @@ def main(argv=None) -> None:
     runs = planned(args)
     print(f"{len(runs)} runs of {len(set(args.rows))} rows on {len(tasks)} sets")
     for number, (name, seed) in enumerate(runs, 1):
-        row, place = ROWS[name], f"[{number}/{len(runs)}] {name}, seed {seed}"
+        row, label = ROWS[name], f"[{number}/{len(runs)}] {name}, seed {seed}"
         trained = row.kind in ("train", "peer")
         mixed = mixture(row.data, files) if trained else {}
         settings = {"common": {key: value for key, value in common.items()
@@ -239,9 +242,9 @@ def main(argv=None) -> None:
         old = study["rows"].get(name, {"runs": {}})["runs"]
         same = {key: run for key, run in old.items() if run["settings"] == settings}
         if str(seed) in same:
-            print(f"{place}: done before", flush=True)
+            print(f"{label}: done before", flush=True)
             continue
-        print(f"{place}: {row.what}", flush=True)
+        print(f"{label}: {row.what}", flush=True)
         started = time.time()
         flags = train_flags(row, seed, files, args) if trained else []
         scored = run_row(name, seed, flags, tasks, args, max_length)

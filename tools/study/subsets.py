@@ -2,9 +2,10 @@
 
     python -m tools.study.subsets EVALDATA --out data/study       # -> data/study/dev, data/study/test
 
-EVALDATA holds the full sets as task folders (evaluate.py describes them). data/study.json is the record of what was
-drawn. It holds no text: row numbers from 0 of each file, and hashes of the files that these count in. A row that is
-kept in part stands as [row, {"columns": items}]. No text is in both subsets, training rows and documents included.
+EVALDATA holds the full sets as task folders (evaluate.py describes them). data/study.json is the record of
+what was drawn. It holds no text: row numbers from 0 of each file, and hashes of the files that these count
+in. A row that is kept in part stands as [row, {"columns": items}]. No text is in both subsets, training rows
+and documents included.
 
 The rows were drawn by chance, test first:
     classification, clustering   some labels, as many rows of each; order of rows as in the source
@@ -13,12 +14,13 @@ The rows were drawn by chance, test first:
     retrieval                    queries with all their relevant documents, and other documents
     summarization                texts with all machine summaries, the first human ones
 """
+import json
 import shutil
 from pathlib import Path
 
-from evaluate import CATEGORIES, find_tasks, read_qrels, read_rows
 from plumbing.errors import Parser, check, command
 from plumbing.files import file_sha256, read_json, write_json, write_jsonl, write_text
+from plumbing.tasks import CATEGORIES, find_tasks, read_qrels, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = ROOT / "data" / "study.json"
@@ -75,7 +77,8 @@ def make(study: dict, evaldata: Path, out: Path) -> list[Path]:
 
 def write_task(source: Path, target: Path, files: dict[str, list]) -> None:
     """One task's folder. files: {file: entries}."""
-    write_json(target / "task.json", read_json(source / "task.json") | {"note": NOTE})
+    described = read_json(source / "task.json") | {"note": NOTE}
+    write_text(target / "task.json", json.dumps(described))          # by their bytes, results know their sets
     for file, entries in files.items():
         write_jsonl(target / file, kept_rows(source / file, entries))
     if "queries.jsonl" in files:
@@ -101,8 +104,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     study = read_study(args.study)
     for folder, subset in zip(make(study, args.evaldata, args.out), study["subsets"].values()):
-        kinds = {CATEGORIES[task["kind"]] for task in find_tasks([str(folder)])}
-        print(f"{folder}: {len(subset['tasks'])} tasks of {len(kinds)} categories, {subset['tokens']:,} tokens")
+        tasks = find_tasks([str(folder)])
+        kinds = {CATEGORIES[task["kind"]] for task in tasks}
+        print(f"{folder}: {len(tasks)} tasks of {len(kinds)} categories, {subset['tokens']:,} tokens")
         for name, tokens in subset["tokens by task"].items():
             print(f"  {name}: {tokens:,}")
 

@@ -4,12 +4,12 @@ For tools/study/reproduce.py, which says what the average is.
 """
 import statistics
 
-from evaluate import CATEGORIES as NAMES
+from plumbing.tasks import CATEGORIES as NAMES
 
 CATEGORIES = tuple(name for kind, name in NAMES.items() if kind != "bitext")       # those of the average
-COUNTS = ("examples", "near-duplicates", "contaminated", "kept")                   # as tools/data/clean.py reports
-SHORT = {"Classification": "Class", "Clustering": "Clust", "PairClassification": "Pair", "Reranking": "Rerank",
-         "Retrieval": "Retr", "Summarization": "Summ", "BitextMining": "Bitext"}
+COUNTS = ("examples", "near-duplicates", "contaminated", "kept")                   # as data/clean.py reports
+SHORT = {"Classification": "Class", "Clustering": "Clust", "PairClassification": "Pair",
+         "Reranking": "Rerank", "Retrieval": "Retr", "Summarization": "Summ", "BitextMining": "Bitext"}
 OLD = " †"
 
 
@@ -17,7 +17,8 @@ def summarize(scores: dict[str, float | None], kinds: dict[str, str]) -> dict[st
     """{"Average", category: mean of its tasks}; the average only where all seven categories have a score."""
     by_category = {}
     for category in NAMES.values():
-        known = [score for name, score in scores.items() if NAMES[kinds[name]] == category and score is not None]
+        known = [score for name, score in scores.items()
+                 if NAMES[kinds[name]] == category and score is not None]
         if known:
             by_category[category] = statistics.mean(known)
     means = [by_category[category] for category in CATEGORIES if category in by_category]
@@ -49,8 +50,8 @@ def table(study: dict) -> str:
         cells = []
         for key in columns:
             mean, spread = row["mean"].get(key), row["spread"].get(key)
-            shown = "" if spread is None else f" ±{100 * spread:.1f}"
-            cells.append("-" if mean is None else f"{100 * mean:.1f}{shown}")
+            plus_minus = "" if spread is None else f" ±{100 * spread:.1f}"
+            cells.append("-" if mean is None else f"{100 * mean:.1f}{plus_minus}")
         runs = list(row["runs"].values())
         stale = any(run["settings"]["common"].items() - common.items() for run in runs)
         models = "`" + "`, `".join(run["model"] for run in runs) + "`"

@@ -27,7 +27,8 @@ def test_tokens_are_the_real_ones_of_the_timed_steps(base, tmp_path):
 
 
 @pytest.mark.parametrize("more, complaint", [
-    (("--steps", 1), "--steps 1: must be above --warmup 1"), (("--rounds", 0), "--rounds: 0: must be above 0"),
+    (("--steps", 1), "--steps 1: must be above --warmup 1"),
+    (("--rounds", 0), "--rounds: 0: must be above 0"),
     (("--steps", 9), "20 usable rows, 36 wanted"),
     (("--steps", 2, "--train-flags", "--lora-dropout 2"), "--lora-dropout: 2: must be"),
     (("--base-of-another-name",), "--base-of-another-name"),

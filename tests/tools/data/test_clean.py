@@ -203,7 +203,8 @@ def test_what_is_no_example_gets_one_line(tmp_path, capsys, name):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--eval", "EMPTY"], "no task.json below it"), (["--eval", "BAD"], "test.jsonl:1: 'text' is missing or not a"),
+    (["--eval", "EMPTY"], "no task.json below it"),
+    (["--eval", "BAD"], "test.jsonl:1: 'text' is missing or not a"),
     (["--threshold", "1.5"], "--threshold: 1.5: must be 0 to 1"), (["--min-chars", "-1"], "--min-chars: -1"),
     (["--out", "out.jsonl.gz"], "a name without .gz"),
 ])
@@ -212,7 +213,8 @@ def test_mistakes_get_one_line(tmp_path, capsys, flags, words):
     (tmp_path / "empty").mkdir()
     task_folder(tmp_path, "Task", {"test.jsonl": {"text": 5}})
     flags = [{"EMPTY": tmp_path / "empty", "BAD": tmp_path / "sets"}.get(flag, flag) for flag in flags]
-    assert words in complaint(capsys, clean.main, tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl", *flags)
+    said = complaint(capsys, clean.main, tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl", *flags)
+    assert words in said
     assert not (tmp_path / "out.jsonl").exists()
 
 

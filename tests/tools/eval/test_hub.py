@@ -1,29 +1,23 @@
-"""tools/hub.py and prompts/tasks.json: every layout of the hub's test sets becomes a task folder."""
+"""tools/eval/hub.py and prompts/tasks.json: every layout of the hub's test sets becomes a task folder."""
 
 import csv
 import doctest
 import gzip
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import evaluate
-import hub
-import mteb_results
-from scripts import complaint
 from hub_standin import Hub
 from plumbing.errors import UserError
 from plumbing.table import read_benchmark
 from plumbing.tasks import CATEGORIES, find_tasks, read_qrels, read_rows
-from scoring import EVALDATA, HashEmbedder
+from scoring import EVALDATA, MINI, HashEmbedder
+from scripts import ROOT, complaint, run_tool
+from tools.eval import hub, mteb_results
 
-ROOT = Path(__file__).parent.parent
-MINI = ROOT / "data" / "mini"
 TABLE = json.loads((ROOT / "prompts" / "tasks.json").read_text(encoding="utf-8"))
 
 
@@ -259,11 +253,12 @@ def cut_gzip(path):
 
 
 @pytest.mark.parametrize("fill, said", [
-    (cut_gzip, "test.jsonl.gz: broken (Compressed file ended"),
-    (lambda p: p.write_text("[1]\n"), "a sts row is no object, but [1]"),
-    (lambda p: p.write_text("{oops\n"), "test.jsonl: broken (Expecting"),
-    (lambda p: p.write_bytes(b"\xff\n"), "test.jsonl: broken ('utf-8'"),
-    (lambda p: p.with_suffix(".jsonl.gz").write_bytes(b"no gzip"), "test.jsonl.gz: broken (Not a gzipped"),
+    (cut_gzip, "test.jsonl.gz: cannot be read (Compressed file ended"),
+    (lambda p: p.write_text("[1]\n"), "test.jsonl:1: holds no JSON object: remove "),
+    (lambda p: p.with_name("test.json").write_text("[1]"), "a sts row is no object, but 1"),
+    (lambda p: p.write_text("{oops\n"), "test.jsonl:1: not JSON in UTF-8: Expecting"),
+    (lambda p: p.write_bytes(b"\xff\n"), "test.jsonl:1: not JSON in UTF-8: 'utf-8'"),
+    (lambda p: p.with_suffix(".jsonl.gz").write_bytes(b"no gzip"), "jsonl.gz: cannot be read (Not a gzipped"),
     (lambda p: p.with_suffix(".parquet").write_bytes(b"no parquet"), "test.parquet: broken (")])
 def test_a_broken_file_is_named(fill, said, tmp_path, monkeypatch, capsys):
     (tmp_path / "r").mkdir()
@@ -286,31 +281,6 @@ def test_a_tab_separated_field_may_be_long_and_a_grade_must_be_finite(tmp_path, 
     capsys.readouterr()
     assert "SciFact: cannot be converted" in complaint(
         capsys, hub.main, "SciFact", "--out", tmp_path / "other")
-
-
-@pytest.mark.parametrize("flags, wanted", [
-    (["TASKS=SciFact STS12"], "data/mteb/SciFact data/mteb/STS12 --out results/demo-SciFact-STS12.json"),
-    (["TASKS=data/mini tests/"], "--tasks data/mini tests/ --out results/demo-mini-tests.json"),
-    (["TASKS=eng-v1 beir"], 'TASKS="eng-v1 beir": a benchmark stands alone')])
-def test_make_names_results_by_all_tasks_and_refuses_two_benchmarks(flags, wanted):
-    done = subprocess.run(["make", "-nB", "eval", *flags], cwd=ROOT, capture_output=True, text=True)
-    assert wanted in done.stdout + done.stderr and (done.returncode == 2) is ("stands alone" in wanted)
-
-
-def test_make_scores_again_where_the_flags_are_others(tmp_path):
-    """Files of the same time stand in for a base model, a run and its results, up to date."""
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    made = [".venv/.installed", "requirements.txt", "models/m/config.json", "runs/r/.finished",
-            "data/d.jsonl", "results/r.json"]
-    made += ["train.py", "batches.py", "model.py", "evaluate.py", "metrics.py"]
-    for path in (tmp_path / name for name in made):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        os.utime(path, (1e9, 1e9))
-    command = ["make", "-n", "eval", "BASE=o/m", "LAYERS=", "RUN=r", "DATA=data/d.jsonl"]
-    for flags, again in (([], False), (["EVAL_FLAGS=--dim 256"], True)):
-        done = subprocess.run([*command, *flags], cwd=tmp_path, capture_output=True, text=True)
-        assert ("evaluate.py" in done.stdout) is again and done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_beir_archive_is_unpacked(tmp_path, capsys):
@@ -411,17 +381,18 @@ def test_tasks_are_fetched_over_http_once(tmp_path):
         for path, rows in LAYOUTS[name].items():
             write(tmp_path / name / path, rows)
     repositories = {f"datasets/{TABLE['tasks'][name]['hub']}": tmp_path / name for name in names}
-    command = [sys.executable, "tools/hub.py", *names, "--out", str(tmp_path / "out")]
     with Hub(repositories, [TABLE["tasks"][name]["revision"] for name in names]) as standin:
         environment = {**standin.environment(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+        def fetch(*tasks):
+            return run_tool("eval.hub", *tasks, "--out", tmp_path / "out", env=environment)
+        done = fetch(*names)
         assert done.returncode == 0, done.stderr
         assert len(find_tasks([str(tmp_path / "out")])) == 2
         asked = len(standin.requests)
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+        assert fetch(*names).returncode == 0
         assert len(standin.requests) == asked                        # what stands in OUT is left alone
-        command[2] = "STS12"
-        failed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        failed = fetch("STS12")
         assert failed.returncode == 2 and "hub.py: STS12: mteb/sts12-sts was not downloaded" in failed.stderr
 
 
@@ -445,41 +416,3 @@ def test_the_table_holds_mtebs_56_tasks_and_the_published_average():
         assert task["kind"] in CATEGORIES and task["prompt"] and task["split"], name
         for part in task.get("parts", {"": task}).values():
             assert "/" in part["hub"] and part["revision"], name
-
-
-OWN_PROMPTS = {  # where the released model was scored with other words than mteb has
-    "CQADupstackRetrieval": "Given a question, retrieve detailed question descriptions from Stackexchange "
-                            "that are duplicates to the given question",
-    "SummEval": "Given a news summary, retrieve other semantically similar summaries",
-}
-OWN_METRICS = {  # MTEB (eng, v1) has the plain mean average precision, and a SummEval that averages p-values
-    "reranking": "map", "summarization": "cosine_spearman_with_p_values",
-}
-
-
-@pytest.mark.slow
-def test_the_table_says_what_mtebs_metadata_says(monkeypatch):
-    """Each of the 201 tasks and parts; the package holds the metadata, so nothing is downloaded."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    import mteb
-    for name, task in TABLE["tasks"].items():
-        for part, more in task.get("parts", {"": {}}).items():
-            ours, forum = {**task, **more}, name == "CQADupstackRetrieval"
-            theirs = mteb.get_task(f"CQADupstack{part.capitalize()}Retrieval" if forum else name)
-            described, prompt = theirs.metadata, theirs.metadata.prompt or theirs.abstask_prompt
-            prompt = prompt["query"] if isinstance(prompt, dict) else prompt
-            wanted = {
-                "hub": described.dataset["path"], "revision": described.dataset["revision"],
-                "metric": OWN_METRICS.get(task["kind"], described.main_score),
-                "prompt": OWN_PROMPTS.get(name, prompt),
-                "samples_per_label": getattr(theirs, "samples_per_label", None),
-                "ignore_identical_ids": getattr(theirs, "ignore_identical_ids", False),
-            }
-            found = {"samples_per_label": None, "ignore_identical_ids": False, **ours}
-            assert {key: found[key] for key in wanted} == wanted, (name, part)
-            assert ours["split"] == described.eval_splits[-1], name              # some have validation before
-            assert CATEGORIES[ours["kind"]] == described.type, name
-            subset = ours.get("subset", "default")
-            assert subset in described.hf_subsets, (name, part)
-            languages = described.hf_subsets_to_langscripts[subset]
-            assert ours.get("languages", ["eng-Latn"]) == languages, (name, part)

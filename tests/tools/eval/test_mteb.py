@@ -1,4 +1,4 @@
-"""tools/mteb_adapter.py and tools/mteb_results.py against the mteb package, which takes seconds to import."""
+"""tools/eval/mteb_adapter.py and mteb_results.py against the mteb package, which takes seconds to import."""
 import pytest
 
 from scoring import MINI, run
@@ -8,7 +8,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_adapter_refuses_what_mteb_does_not_know(capsys):
-    import mteb_adapter
+    from tools.eval import mteb_adapter
     assert "mteb: 'STSBenchmrk' not found. Did you mean" in complaint(
         capsys, mteb_adapter.main, "no/such/model", "STSBenchmrk")
     assert "no/such/model: no such model folder" in complaint(
@@ -17,7 +17,8 @@ def test_the_adapter_refuses_what_mteb_does_not_know(capsys):
 
 def test_mteb_reads_the_result_files(tmp_path):
     import mteb
-    import mteb_results
+
+    from tools.eval import mteb_results
     result = run(MINI)
     result["details"]["STSBenchmark"] = result["details"].pop("STS")
     files = mteb_results.write({"base": result}, {"base": "me/base"}, "1", tmp_path)

@@ -1,4 +1,4 @@
-"""tools/passkey.py: keys hidden in texts of a given length, found again or not."""
+"""tools/eval/passkey.py: keys hidden in texts of a given length, found again or not."""
 import doctest
 import json
 import random
@@ -7,9 +7,9 @@ import re
 import pytest
 import torch
 
-import passkey
 from model import Embedder
 from scripts import complaint
+from tools.eval import passkey
 
 
 def test_docstring_examples():
@@ -75,8 +75,11 @@ def test_passkeys_model_is_changed_as_asked_and_facts_and_answers_stand_anywhere
 
 
 @pytest.mark.parametrize("flags, said", [
-    (["--candidates", 201], "--candidates: at most 200"), (["--queries", 0], "--queries: at most as many"),
-    (["--lengths", 8], "needs 64 tokens"), (["--rope-theta", 0], "--rope-theta: above 0"),
-    (["--sliding-window", -1], "--sliding-window: 0 (none)"), ([], "no/such/model: no such model folder")])
+    (["--candidates", 201], "--candidates: at most 200"), (["--queries", 101], "--queries: at most as many"),
+    (["--queries", 0], "--queries: 0: must be above 0"),
+    (["--lengths", 8], "--lengths: 8: must be at least 64"),
+    (["--rope-theta", 0], "--rope-theta: 0: must be above 0"),
+    (["--sliding-window", -1], "--sliding-window: -1: must be at least 0"),
+    ([], "no/such/model: no such model folder")])
 def test_passkeys_mistakes_get_one_line(flags, said, capsys):
     assert said in complaint(capsys, passkey.main, "no/such/model", *flags)

@@ -1,4 +1,4 @@
-"""tools/models/export.py: sentence-transformers and transformers give our vectors from the exported folder."""
+"""tools/models/export.py: sentence-transformers and transformers give our vectors from its folder."""
 import json
 import re
 import resource
@@ -167,7 +167,7 @@ def test_the_bases_dtype_is_kept_and_mistakes_are_one_line(mistral_files, tmp_pa
                              ((base, tmp_path / "o", "--prompt", "nameless"), "NAME=INSTRUCTION"),
                              ((base, tmp_path / "o", "--prompt", "document=Find"), "choose another name"),
                              ((base, tmp_path / "o", "--max-length", 2), "max_length"),
-                             ((base, tmp_path / "o", "--shard-gb", "nan"), "--shard-gb: nan: must be above 0"),
+                             ((base, tmp_path / "o", "--shard-gb", "nan"), "--shard-gb: nan: must be above"),
                              ((base, tmp_path / "o", "--shard-gb", 0), "--shard-gb: 0: must be above 0"),
                              ((other, tmp_path / "o"), "tokenizer.json: has no token 1"),
                              ((strange, tmp_path / "o"), "stray")]:
@@ -177,7 +177,7 @@ def test_the_bases_dtype_is_kept_and_mistakes_are_one_line(mistral_files, tmp_pa
 
 @pytest.mark.parametrize("limit, flags", [(4096, ["--adapter"]), (4096, []), (4_000_000, [])])
 def test_a_full_disk_leaves_nothing_and_takes_nothing(limit, flags, mistral_files, tmp_path, capsys):
-    """A limit on the size of files stands in for it: the adapter, the tokenizer, the weights are too large."""
+    """A limit on the size of files stands in for it: adapter, tokenizer and weights are too large."""
     base = save(random_model(tiny_config(vocab_size=32000)), tmp_path / "base", mistral_files)
     run = make_run(tmp_path / "run", base)
     (tmp_path / "out.tmp").mkdir()                # a user's own

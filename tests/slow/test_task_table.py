@@ -1,0 +1,41 @@
+"""prompts/tasks.json beside mteb's own metadata."""
+from plumbing.files import read_json
+from plumbing.tasks import CATEGORIES
+from scripts import ROOT
+
+TABLE = read_json(ROOT / "prompts" / "tasks.json")
+OWN_PROMPTS = {  # where the released model was scored with other words than mteb has
+    "CQADupstackRetrieval": "Given a question, retrieve detailed question descriptions from Stackexchange "
+                            "that are duplicates to the given question",
+    "SummEval": "Given a news summary, retrieve other semantically similar summaries",
+}
+OWN_METRICS = {  # MTEB (eng, v1) has the plain mean average precision, and a SummEval that averages p-values
+    "reranking": "map", "summarization": "cosine_spearman_with_p_values",
+}
+
+
+def test_the_table_says_what_mtebs_metadata_says(monkeypatch):
+    """Each of the 201 tasks and parts; the package holds the metadata, so nothing is downloaded."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import mteb
+    for name, task in TABLE["tasks"].items():
+        for part, more in task.get("parts", {"": {}}).items():
+            ours, forum = {**task, **more}, name == "CQADupstackRetrieval"
+            theirs = mteb.get_task(f"CQADupstack{part.capitalize()}Retrieval" if forum else name)
+            described, prompt = theirs.metadata, theirs.metadata.prompt or theirs.abstask_prompt
+            prompt = prompt["query"] if isinstance(prompt, dict) else prompt
+            wanted = {
+                "hub": described.dataset["path"], "revision": described.dataset["revision"],
+                "metric": OWN_METRICS.get(task["kind"], described.main_score),
+                "prompt": OWN_PROMPTS.get(name, prompt),
+                "samples_per_label": getattr(theirs, "samples_per_label", None),
+                "ignore_identical_ids": getattr(theirs, "ignore_identical_ids", False),
+            }
+            found = {"samples_per_label": None, "ignore_identical_ids": False, **ours}
+            assert {key: found[key] for key in wanted} == wanted, (name, part)
+            assert ours["split"] == described.eval_splits[-1], name              # some have validation before
+            assert CATEGORIES[ours["kind"]] == described.type, name
+            subset = ours.get("subset", "default")
+            assert subset in described.hf_subsets, (name, part)
+            languages = described.hf_subsets_to_langscripts[subset]
+            assert ours.get("languages", ["eng-Latn"]) == languages, (name, part)
