@@ -19,7 +19,7 @@ from collections import defaultdict
 import requests
 import urllib3
 
-from plumbing.errors import UserError, blame, check
+from plumbing.errors import UserError, check
 from plumbing.ledger import Stopping, estimate_tokens, most_tokens
 
 RETRY = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
@@ -50,8 +50,7 @@ class Client:
         self.problem = ""                          # the last one, for the progress line
         self.not_before = 0.0                      # time.monotonic() before which no thread may ask
         self.key = os.environ.get("OPENAI_API_KEY", "").strip()
-        with blame("OPENAI_BASE_URL", "it must look like https://host/v1"):
-            base = urllib.parse.urlsplit(os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1")
+        base = split_address(os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1")
         self.address = f"{base.scheme}://{base.netloc}{base.path}"     # no query: it may hold a secret
         self.check_settings(base)
         self.url = base._replace(path=base.path.rstrip("/") + "/chat/completions").geturl()
@@ -64,8 +63,6 @@ class Client:
 
     def check_settings(self, base):
         """Refuse an address or a key that cannot work, or that would give the key away."""
-        check(base.scheme in ("http", "https") and base.hostname and not base.username and not base.password,
-              "OPENAI_BASE_URL must look like https://host/v1; a key goes into OPENAI_API_KEY")
         check(self.key.isascii() and self.key.isprintable(),
               "OPENAI_API_KEY holds a character that no key has: copy it again")
         check(self.key or base.hostname != "api.openai.com",
@@ -207,6 +204,18 @@ class Client:
         self.ledger.stop.wait(seconds)
 
 
+def split_address(address: str):
+    """OPENAI_BASE_URL in its parts. What is wrong with it is not told: it may hold a secret."""
+    refusal = "OPENAI_BASE_URL must look like https://host/v1; a key goes into OPENAI_API_KEY"
+    try:
+        base = urllib.parse.urlsplit(address)
+    except ValueError:
+        raise UserError(refusal) from None
+    check(base.scheme in ("http", "https") and base.hostname, refusal)
+    check(not base.username and not base.password, refusal)
+    return base
+
+
 def error_of(answer, content: str) -> tuple[str, str | None]:
     """(message, code) of a server's error, {"error": {"message", "code" or "type"}}; else all it sent."""
     error = answer.get("error") if isinstance(answer, dict) else None
@@ -322,8 +331,8 @@ class Threads:
             spent = self.ledger.spent + self.ledger.lost
         rate = self.answered / (time.monotonic() - self.begun)
         left = self.total - self.answered - self.unanswered
-        minutes, seconds = divmod(round(left / rate) if rate else 0, 60)
-        hours, minutes = divmod(minutes, 60)
+        seconds = round(left / rate) if rate else 0
+        hours, minutes, seconds = seconds // 3600, seconds // 60 % 60, seconds % 60
         line = (f"{self.answered:,} of {self.total:,}, {rate:.1f}/s, {spent.total():,} tokens, "
                 f"${self.ledger.cost(spent):.2f}, {hours}:{minutes:02}:{seconds:02} left")
         if self.client.problem:
