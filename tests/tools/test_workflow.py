@@ -3,6 +3,7 @@
 Most tests work in a house of stand-ins: scripts that note how they were called and write what the real ones
 would.
 """
+import json
 import os
 import re
 import shutil
@@ -216,7 +217,8 @@ def test_training_is_asked_for_where_anything_typed_is_another(house, typed):
 def test_training_is_asked_for_where_the_data_have_changed(house):
     put(house / "mine.jsonl", "{}\n")
     calls("train", "DATA=mine.jsonl")
-    put(house / "mine.jsonl", "{}\n{}\n")
+    put(house / "mine.jsonl", "[]\n")
+    assert calls("train", "DATA=mine.jsonl") == ["train.py"]
     os.utime(house / "mine.jsonl", (1e9, 1e9))                                     # an older copy counts too
     assert calls("train", "DATA=mine.jsonl") == ["train.py"]
 
@@ -300,7 +302,15 @@ def test_a_mistake_gets_one_line_before_anything_is_begun(house, capsys, typed, 
     assert said in complaint(capsys, workflow.main, *typed)
 
 
-# --------------------------------------------------------------------------------------------- signals
+# ------------------------------------------------------------------------------------ settings and signals
+
+def test_training_keeps_freed_memory_unless_the_user_says_otherwise(house, monkeypatch):
+    put(house / "train.py", "import json, os\njson.dump(dict(os.environ), open('environment', 'w'))\n")
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "9")
+    workflow.main(["train"])
+    environment = json.loads(Path("environment").read_text())
+    assert environment["MALLOC_TOP_PAD_"] == "268435456" and environment["MALLOC_MMAP_MAX_"] == "9"
+
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_what_is_stopped_may_save_what_it_has(house, number):
