@@ -52,7 +52,7 @@ def house(tmp_path, monkeypatch):
     for layers in ("-l20", "-l8", ""):
         put(tmp_path / f"models/smollm2-135m{layers}/config.json", "{}")
     shutil.copytree(ROOT / "prompts", tmp_path / "prompts")
-    for name in workflow.DEFAULTS:
+    for name in (*workflow.DEFAULTS, "VENV", "PYTHON", "MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(workflow, "number_format", lambda typed: typed["DTYPE"] or "bfloat16")
     monkeypatch.chdir(tmp_path)
