@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from plumbing.errors import Parser, UserError, check, command
+from plumbing.errors import Parser, UserError, check, command, positive
 from plumbing.files import read_json, read_lines, write_text
 
 DEFAULTS = {
@@ -271,7 +271,7 @@ def planned_steps(flags: list[str], files: list[str]) -> int:
     """How many steps train.py will take with these flags, about."""
     parser = Parser(add_help=False, allow_abbrev=False)
     for name in ("--batch-size", "--epochs", "--max-steps"):
-        parser.add_argument(name, type=int)
+        parser.add_argument(name, type=positive(int))
     args, _ = parser.parse_known_args(flags)
     enough = args.max_steps * args.batch_size              # lines; more need not be counted
     lines = 0

@@ -290,6 +290,7 @@ def test_a_run_that_was_stopped_is_scored_with_a_word(house, capsys):
     (["train", "DATA=no.jsonl"], "DATA=no.jsonl: there is no file no.jsonl"),
     (["train", "DATA=data/llm.jsonl"], "there is no file data/llm.jsonl"),
     (["train", "TRAIN_FLAGS=--out 'x"], "TRAIN_FLAGS=--out 'x: No closing quotation"),
+    (["train", "DATA=model.py", "TRAIN_FLAGS=--batch-size 0"], "argument --batch-size: 0: must be above 0"),
     (["eval", "TASKS=eng-v1 beir"], 'TASKS="eng-v1 beir": a benchmark stands alone'),
     (["eval", "TASKS="], "TASKS is empty"),
     (["eval", "TASKS=data/mini data/mni"], "mini data/mni: data/mni is no folder, and no task or benchmark"),
