@@ -3,4 +3,20 @@
     errors      how a script refuses: one line, exit code 2; flags with bounds
     files       JSON and JSON lines in, whole files out, logs that survive a kill
     ranks       several processes as one, under torchrun
+
+    checkpoint  model folders and adapters on disk, and what is refused in them
+    examples    training examples, out of files of any size
+    run         a training run's folder, checkpoints, log and signals
+
+    client      the same request again, until it is answered
+    ledger      a live run's folder: what was asked, answered and paid
+    answers     what an LLM wrote -> an object, a list of tasks, or the reason why not
+    report      counts beside the paper's; tokens, money and time before a run
+
+    tasks       task folders on disk -> rows that are known to be whole
+    blocks      a million texts through an embedder
+    cache       vectors on disk, for the rerun
+    metrics     vectors -> scores, each as mteb computes it
+    table       averages, the paper's figures, the table
+    progress    how far a long loop has come
 """

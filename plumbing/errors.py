@@ -11,6 +11,7 @@ import argparse
 import math
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -35,6 +36,15 @@ def check_texts(texts: list[str], prompts: list[str]) -> None:
             (prompt + text).encode()
         except (TypeError, UnicodeEncodeError):
             raise UserError(f"text {number}: no UTF-8 text: {text!r:.50}, prompt {prompt!r:.50}") from None
+
+
+@contextmanager
+def blame(where: str, way_out: str):
+    """with blame("prompts", "mend it"): a missing key or a value of the wrong kind is what a user wrote there."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"{where} ({error!r}): {way_out}") from None
 
 
 # ------------------------------------------------------------------------------------------------- flags

@@ -5,9 +5,12 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 import generate
-import mistral_tokenizer
+import train
 from fault_server import KEY
+from runs import FLAGS, read_log, record, signals_restored, write_lines
 from scripts import run_tool
+from tiny import random_model, save, tiny_config
+from tools.models import mistral_tokenizer
 
 # A shell's background job ignores Ctrl-C, and so would every process that these tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -52,7 +55,7 @@ def sentencepiece():
 def mistral_files(tmp_path_factory):
     """A folder with the real Mistral tokenizer.json and tokenizer_config.json."""
     folder = tmp_path_factory.mktemp("mistral-tokenizer")
-    done = run_tool("mistral_tokenizer.py", folder)
+    done = run_tool("models.mistral_tokenizer", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -61,6 +64,31 @@ def mistral_files(tmp_path_factory):
 def smollm2(tmp_path_factory):
     """The real SmolLM2, its first three layers, built as `make base LAYERS=3` would."""
     folder = tmp_path_factory.mktemp("models") / "smollm2-l3"
-    done = run_tool("smollm2.py", folder, "--layers", 3)
+    done = run_tool("models.smollm2", folder, "--layers", 3)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory, mistral_files):
+    """A tiny random Mistral with the real tokenizer, to train."""
+    config = tiny_config(vocab_size=32000, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+    return save(random_model(config), tmp_path_factory.mktemp("base") / "tiny", mistral_files)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """24 training examples of two types."""
+    return write_lines(tmp_path / "data.jsonl", [record(i) for i in range(24)])
+
+
+@pytest.fixture
+def here(base, data, tmp_path):
+    """here(name, *flags): two steps of train.py in this process, in the folder `name` -> (exit code, the log)."""
+    def run(name, *flags):
+        code = train.main(["--base", str(base), "--data", str(data), "--out", str(tmp_path / name), *FLAGS,
+                           "--max-steps", "2", "--warmup-steps", "0", "--lr", "1e-3", *map(str, flags)])
+        return code, read_log(tmp_path / name)
+
+    with signals_restored():
+        yield run

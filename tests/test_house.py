@@ -1,4 +1,4 @@
-"""What README promises of the whole: few packages, one direction of imports, files that are there."""
+"""What README promises of the whole: four lessons, the arrows between the folders, few packages, no guard in a lesson."""
 import ast
 import re
 import sys
@@ -7,33 +7,79 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+LESSONS = ("model.py", "train.py", "generate.py", "evaluate.py")
 RUNTIME = {"torch", "tokenizers", "safetensors", "numpy", "requests", "urllib3"}      # urllib3 is requests' own
-IMPORTS = {"model.py": set(), "metrics.py": set(), "llm.py": set(), "batches.py": {"model"},
-           "train.py": {"batches", "model"}, "generate.py": {"llm"}, "evaluate.py": {"model", "metrics"}}
+BY_PATH = ("tools/embed.py", "tools/plot.py")                                         # users call these by name
 
 
-def imported(path: Path) -> set[str]:
-    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    nodes = [node for node in tree if isinstance(node, (ast.Import, ast.ImportFrom))]
-    names = [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
-    return {name.split(".")[0] for name in names + [n.module for n in nodes if isinstance(n, ast.ImportFrom)]}
+def code_files(folder: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py"))
 
 
-def test_the_core_is_these_files():
-    assert {path.name for path in ROOT.glob("*.py")} == IMPORTS.keys()
+PLUMBING, TOOLS = code_files("plumbing"), code_files("tools")
 
 
-@pytest.mark.parametrize("name", IMPORTS)
-def test_the_core_needs_five_packages_and_no_tool(name):
-    foreign = imported(ROOT / name) - set(sys.stdlib_module_names)
-    ours = foreign & {path.stem for path in ROOT.glob("*.py")}
-    assert ours <= IMPORTS[name] and foreign - ours <= RUNTIME
+def nodes(name: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))))
+
+
+def imported(name: str) -> set[str]:
+    """The first words of all that a file imports."""
+    modules = []
+    for node in nodes(name):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            modules.append(node.module)
+    return {module.split(".")[0] for module in modules}
+
+
+def test_the_top_level_is_four_lessons():
+    assert {path.name for path in ROOT.glob("*.py")} == set(LESSONS)
+
+
+@pytest.mark.parametrize("name", [*LESSONS, *PLUMBING])
+def test_the_core_needs_five_packages(name):
+    ours = {"plumbing", "model"}
+    assert imported(name) - set(sys.stdlib_module_names) - ours <= RUNTIME
+
+
+@pytest.mark.parametrize("name, others", [("model.py", set()), ("train.py", {"model"}), ("generate.py", set()),
+                                          ("evaluate.py", {"model"}), *[(name, set()) for name in PLUMBING]])
+def test_arrows(name, others):
+    """Lessons stand on plumbing, train and evaluate on model, plumbing on no lesson, and none of them on a tool."""
+    above = {"model", "train", "generate", "evaluate", "tools"}
+    assert imported(name) & above == others
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_a_lesson_neither_raises_nor_catches(name):
+    guards = (ast.Raise, ast.Try, ast.Assert)
+    assert not [f"{name}:{node.lineno}" for node in nodes(name) if isinstance(node, guards)]
+
+
+@pytest.mark.parametrize("name", [*LESSONS, *PLUMBING, *TOOLS])
+def test_lines_are_short_and_no_path_is_bent(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert not [number for number, line in enumerate(text.splitlines(), 1) if len(line) > 120]
+    assert name in BY_PATH or ("sys.path" not in text and "noqa" not in text)
+
+
+@pytest.mark.parametrize("name", [*LESSONS, *PLUMBING, *TOOLS])
+def test_each_file_says_why_it_exists(name):
+    assert ast.get_docstring(ast.parse((ROOT / name).read_text(encoding="utf-8")))
+
+
+def test_plumbing_lists_its_files():
+    head = (ROOT / "plumbing/__init__.py").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^    (\w+)  ", head, re.MULTILINE))
+    assert listed == {Path(name).stem for name in PLUMBING} - {"__init__"}
 
 
 def test_requirements_are_the_five():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    found = {re.split("[=<>]", line)[0] for line in lines if line and not line.startswith("#")}
-    assert found == RUNTIME - {"urllib3"}
+    names = {re.split("[=<>]", line)[0] for line in lines if line and not line.startswith("#")}
+    assert names == RUNTIME - {"urllib3"}
 
 
 def test_readmes_study_is_what_reproduce_wrote():
@@ -46,5 +92,7 @@ def test_readmes_study_is_what_reproduce_wrote():
 
 def test_files_that_readme_names_are_here():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"\b(?:tools/|tests/|results/)?\w+\.(?:py|md|sh)\b", readme))
+    named = set(re.findall(r"\b(?:\w+/)*\w+\.(?:py|md|sh)\b", readme))
     assert named and all((ROOT / name).exists() for name in named), named
+    modules = set(re.findall(r"python -m (tools(?:\.\w+)+)", readme))
+    assert all((ROOT / (module.replace(".", "/") + ".py")).exists() for module in modules), modules

@@ -7,7 +7,6 @@
 Texts stream through: neither the file nor its vectors need to fit in memory (a search keeps the best of what
 it has seen). A GPU is used where there is one.
 """
-import argparse
 import json
 import signal
 import sys
@@ -16,14 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from model import Embedder, UserError, command, replace_file  # noqa: E402
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # `python tools/embed.py` looks in tools/ alone
+
+from model import Embedder
+from plumbing.errors import Parser, UserError, check, command, positive
+from plumbing.files import replace_file
 
 QUERY_PROMPT = "Given a web search query, retrieve relevant passages that answer the query"
 
 
 def read_lines(file):
-    """Yields the lines of a binary file as text; an empty line is an empty text."""
+    """Yield the lines of a binary file as text; an empty line is an empty text."""
     for number, line in enumerate(file, 1):
         try:
             yield line.decode("utf-8").rstrip("\r\n")
@@ -32,7 +35,7 @@ def read_lines(file):
 
 
 def encoded(embedder: Embedder, texts, prompt: str, at_once: int, dim: int | None = None):
-    """Yields (texts, vectors [n, D]) for the next `at_once` texts, again and again."""
+    """Yield (texts, vectors [n, D]) for the next `at_once` texts, again and again."""
     texts = iter(texts)
     while batch := list(islice(texts, at_once)):
         yield batch, embedder.encode(batch, prompt, dim=dim)
@@ -92,29 +95,26 @@ def search(args, embedder: Embedder) -> None:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     encode_parser = verbs.add_parser("encode", help="texts on standard input -> vectors")
     search_parser = verbs.add_parser("search", help="the lines of a file that answer a query best")
     encode_parser.add_argument("--out", type=Path, help="a .npy file [n, D] (default: JSON lines on stdout)")
     search_parser.add_argument("--docs", required=True, type=Path, help="documents, one a line")
-    search_parser.add_argument("--top", type=int, default=10, help="lines a query")
+    search_parser.add_argument("--top", type=positive(int), default=10, help="lines a query")
     for sub in (encode_parser, search_parser):
         sub.add_argument("model", help="a run, a Hugging Face folder or an exported one")
         sub.add_argument("--prompt", help="the instruction (encode: none unless given; search: web search)")
-        sub.add_argument("--max-length", type=int, default=512, help="tokens a text, BOS and EOS included")
+        sub.add_argument("--max-length", type=positive(int), default=512, help="tokens a text, BOS and EOS included")
         sub.add_argument("--dim", type=int, help="keep the first so many values (Matryoshka)")
         sub.add_argument("--dtype", help="float32, bfloat16, float16 (default: float32 on a CPU)")
         sub.add_argument("--device", help="default: cuda where there is one")
         sub.add_argument("--compile", action="store_true", help="a minute more at the start, then faster")
-        sub.add_argument("--at-once", type=int, default=1024, help="texts sorted by length together")
+        sub.add_argument("--at-once", type=positive(int), default=1024, help="texts sorted by length together")
     search_parser.add_argument("query", nargs="+")
     args = parser.parse_args(argv)
-    for flag in ("at_once", "top"):
-        if getattr(args, flag, 1) < 1:
-            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least 1")
-    if getattr(args, "out", None) and args.out.suffix != ".npy":
-        raise UserError(f"--out {args.out}: a name that ends in .npy, or leave it out for JSON lines")
+    out = getattr(args, "out", None)
+    check(not out or out.suffix == ".npy", f"--out {out}: a name that ends in .npy, or leave it out for JSON lines")
     embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype,
                              max_length=args.max_length)
     embedder.compile(args.compile)

@@ -3,12 +3,10 @@
     python tools/plot.py train runs/demo            # -> runs/demo/log.png; several runs share the axes
     python tools/plot.py data data/synthetic/report.json   # -> report.png beside it
     python tools/plot.py scores results/*.json      # -> scores.png, categories of every model
-    python tools/plot.py study results/study.json   # -> study.png beside it, the rows of tools/reproduce.py
+    python tools/plot.py study results/study.json   # -> study.png beside it, the rows of tools/study/reproduce.py
 
 --out names another file; its ending (.png, .svg, .pdf) decides the format. No display is needed.
 """
-import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -16,13 +14,15 @@ try:
     import matplotlib
     matplotlib.use("Agg")                               # draw into files, also where there is no display
     import matplotlib.pyplot as plt
-except ImportError as error:
-    print(f"plot.py: {error}: `pip install -r requirements-dev.txt`", file=sys.stderr)
-    sys.exit(2)
+except ImportError:
+    plt = None                                          # main says so
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # model.py stands one folder up
-from model import UserError, command, read_json, replace_file  # noqa: E402
-from study_table import CATEGORIES  # noqa: E402
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # `python tools/plot.py` looks in tools/ alone
+
+from plumbing.errors import Parser, check, command, positive
+from plumbing.files import read_json, read_jsonl, replace_file
+from tools.study.table import CATEGORIES
 
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
          "axes.axisbelow": True, "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left"}
@@ -33,21 +33,13 @@ FORMATS = (".png", ".svg", ".pdf")
 def read_log(run: Path) -> dict[str, list]:
     """log.jsonl -> {"step": [...], "loss": [...], ...}; None where a step lacks a value (held out)."""
     path = run / "log.jsonl" if run.is_dir() else run
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror} (`make train` writes runs/NAME/log.jsonl)") from None
-    lines = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            lines.append(json.loads(line))
-            if not {"step", "loss"} <= lines[-1].keys():
-                raise ValueError
-        except (ValueError, AttributeError):
-            raise UserError(f"{path}:{number}: not a line of train.py's log") from None
-    if not lines:
-        raise UserError(f"{path}: no step is done yet")
-    return {key: [line.get(key) for line in lines] for key in {key for line in lines for key in line}}
+    check(path.is_file(), f"{path}: no such file (`make train` writes runs/NAME/log.jsonl)")
+    lines = list(read_jsonl(path))
+    check(lines, f"{path}: no step is done yet")
+    for number, line in enumerate(lines, 1):
+        check({"step", "loss"} <= line.keys(), f"{path}:{number}: not a line of train.py's log")
+    keys = {key for line in lines for key in line}
+    return {key: [line.get(key) for line in lines] for key in keys}
 
 
 def smooth(values: list[float], window: int) -> list[float]:
@@ -110,12 +102,11 @@ def bars(axis, counts: dict[str, float], title: str, form="{:,.0f}", colour="C0"
 
 def draw_data(args):
     """Types, languages, what was dropped and why, and lengths by type and field."""
-    path, = args.files if len(args.files) == 1 else (None,)
-    if path is None:
-        raise UserError(f"plot.py data: takes one report.json, not {len(args.files)}")
+    path = args.files[0]
+    check(len(args.files) == 1, f"plot.py data: takes one report.json, not {len(args.files)}")
     report = read_json(path)
-    if not {"examples", "type", "language", "characters"} <= report.keys():
-        raise UserError(f"{path}: not a report of generate.py (--report writes it)")
+    check({"examples", "type", "language", "characters"} <= report.keys(),
+          f"{path}: not a report of generate.py (--report writes it)")
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
     figure.suptitle(f"{report['examples']:,} examples, {report['distinct prompts']:,} instructions, "
                     f"{len(report['language']):,} languages", x=0.01, ha="left")
@@ -145,11 +136,10 @@ def draw_scores(args):
     models = {}
     for path in args.files:
         for name, result in read_json(path).items():
-            if not isinstance(result, dict) or not {"average", "categories"} <= result.keys():
-                raise UserError(f"{path}: not a result of evaluate.py (--out writes it)")
+            check(isinstance(result, dict) and {"average", "categories"} <= result.keys(),
+                  f"{path}: not a result of evaluate.py (--out writes it)")
             models[name if name not in models else f"{name} ({path.stem})"] = result
-    if not models:
-        raise UserError(f"{args.files[0]}: holds no model")
+    check(models, f"{args.files[0]}: holds no model")
     categories = list(dict.fromkeys(name for result in models.values() for name in result["categories"]))
     groups = [*categories, "Average"]
     figure, axis = plt.subplots(figsize=(max(6, 1 + len(groups) * (0.4 + 0.35 * len(models))), 3.6),
@@ -174,12 +164,11 @@ def draw_scores(args):
 
 def draw_study(args):
     """The average and each category: a panel each, a bar a row of the study, its spread over seeds on it."""
-    path, = args.files if len(args.files) == 1 else (None,)
-    if path is None:
-        raise UserError(f"plot.py study: takes one study.json, not {len(args.files)}")
+    path = args.files[0]
+    check(len(args.files) == 1, f"plot.py study: takes one study.json, not {len(args.files)}")
     rows = read_json(path).get("rows")
-    if not rows or not all(isinstance(r, dict) and {"mean", "spread"} <= r.keys() for r in rows.values()):
-        raise UserError(f"{path}: not a result of tools/reproduce.py")
+    check(rows and all(isinstance(row, dict) and {"mean", "spread"} <= row.keys() for row in rows.values()),
+          f"{path}: not a result of tools/study/reproduce.py")
     names, places = list(rows), range(len(rows))
     size = 13, 2 + 0.4 * max(6, len(rows))
     figure, axes = plt.subplots(2, 4, figsize=size, sharey=True, layout="constrained")
@@ -205,7 +194,7 @@ def draw_study(args):
 
 DRAW = {"train": (draw_train, "runs, or their log.jsonl"), "data": (draw_data, "report.json of generate.py"),
         "scores": (draw_scores, "JSON files of evaluate.py"),
-        "study": (draw_study, "study.json of reproduce.py")}
+        "study": (draw_study, "study.json of tools.study.reproduce")}
 
 
 def default_out(args) -> Path:
@@ -216,18 +205,18 @@ def default_out(args) -> Path:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="what", required=True)
     for what, (_, files) in DRAW.items():
         sub = verbs.add_parser(what, help=files)
         sub.add_argument("files", nargs="+", type=Path, help=files)
         sub.add_argument("--out", type=Path, help="the picture")
-        sub.add_argument("--dpi", type=int, default=120)
+        sub.add_argument("--dpi", type=positive(int), default=120)
     args = parser.parse_args(argv)
+    check(plt, "no matplotlib: `pip install -r requirements-dev.txt` brings it")
+    out = args.out or default_out(args)
+    check(out.suffix in FORMATS, f"--out {out}: a name that ends in {', '.join(FORMATS)}")
     try:
-        out = args.out or default_out(args)
-        if out.suffix not in FORMATS:
-            raise UserError(f"--out {out}: a name that ends in {', '.join(FORMATS)}")
         with plt.rc_context(STYLE):
             figure = DRAW[args.what][0](args)
             replace_file(out, lambda path: figure.savefig(path, dpi=args.dpi, format=out.suffix[1:]))

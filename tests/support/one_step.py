@@ -1,37 +1,36 @@
-"""One cached-gradient step, run by torchrun with one rank or two: writes loss, summed gradient and vectors."""
+"""One cached-gradient step, run by torchrun with one rank or more: writes loss, summed gradient and vectors."""
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import train  # noqa: E402
-from batches import Examples, prepare  # noqa: E402
-from model import Embedder, leave  # noqa: E402
+import train
+from model import Embedder
+from plumbing.errors import leave
+from plumbing.examples import Examples
+from plumbing.ranks import end_ranks, rank, start_ranks, sum_over_ranks, world_size
 
 base, data, queries, tokens, out = sys.argv[1:]
-dist.init_process_group("gloo")
-rank, world = dist.get_rank(), dist.get_world_size()
+start_ranks("cpu")
 embedder = Embedder.load(base, dtype="float64", max_length=32)
 embedder.decoder.add_lora(4, 8, 0.0)
 embedder.decoder.double().train()
 generator = torch.Generator().manual_seed(1)
 parameters = embedder.decoder.lora_parameters()
-for name, p in parameters.items():
+for name, parameter in parameters.items():
     if name.endswith("lora_B"):
-        torch.nn.init.normal_(p, std=0.1, generator=generator)
-    p.grad = torch.zeros_like(p)
+        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    parameter.grad = torch.zeros_like(parameter)
 args = train.options(["--base", base, "--data", data, "--out", "unused"])
-batch = prepare(Examples([data]), np.arange(int(queries)), embedder.tokenize, args, 0, rank, world)
-targets = torch.arange(batch.queries)
-loss, vectors, _, _ = train.cached_gradients(
-    embedder.embed, batch, lambda v: train.info_nce(v[:batch.queries], v[batch.queries:], targets, 0.02, batch.valid),
-    int(tokens) if rank == 0 else int(tokens) // 3, 0, (0, 0, rank))       # other chunks on the other rank
-train.sum_over_ranks([p.grad for p in parameters.values()])
-if rank == 0:
+batch = train.prepare(Examples([data]), np.arange(int(queries)), embedder.tokenize, args, 0, rank(), world_size())
+tokens = int(tokens) if rank() == 0 else int(tokens) // 3                      # other chunks on the other ranks
+chunks = train.make_chunks(batch, tokens, embedder.device)
+vectors = torch.zeros(batch.texts, 32, dtype=torch.float64)
+loss = train.cached_gradients(
+    embedder.embed, chunks, vectors, lambda v: train.batch_loss(v, batch.queries, batch.valid, args),
+    key=(0, 0, rank()))
+sum_over_ranks(*[parameter.grad for parameter in parameters.values()])
+if rank() == 0:
     torch.save((loss, torch.cat([p.grad.flatten() for p in parameters.values()]), vectors), out)
-dist.barrier()                    # nobody tears the connections down while another still needs them
-dist.destroy_process_group()
+end_ranks()
 leave(0)

@@ -7,12 +7,16 @@ import pytest
 
 from plumbing.errors import command
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_tool(name: str, *args) -> subprocess.CompletedProcess:
-    """Run one of tools/ as a user would; the caller looks at its exit code."""
-    return subprocess.run([sys.executable, TOOLS / name, *map(str, args)], capture_output=True, text=True)
+def run_tool(name: str, *args, **more) -> subprocess.CompletedProcess:
+    """Run a tool, by its wing and name ("models.fetch"), as a user would; the caller looks at its exit code.
+
+    more: of subprocess.run, such as env.
+    """
+    line = [sys.executable, "-m", f"tools.{name}", *map(str, args)]
+    return subprocess.run(line, cwd=ROOT, **{"capture_output": True, "text": True, **more})
 
 
 def complaint(capsys, main, *arguments) -> str:

@@ -1,0 +1,230 @@
+r"""plumbing/answers.py: an LLM's answer -> values. An LLM is asked for JSON and sends nearly JSON.
+
+It wraps the object in prose or a code fence, thinks aloud before it, forgets to escape quotes, writes
+Python's quotes, adds commas or LaTeX's backslashes, stops in the middle, or begins a second object.
+`parse_object` and `parse_tasks` read what can be read without guessing. The rest of the file tells whether
+a text is fit to be trained on.
+
+`Reject` is how an answer is refused: not an error, but a reason that the report counts.
+"""
+import functools
+import itertools
+import json
+import re
+import unicodedata
+import zlib
+
+MAX_CHARS = 20_000      # of one text: longer ones are loops, and training truncates at 512 tokens anyway
+
+
+class Reject(Exception):
+    """An answer that cannot become an example; str(error) is the reason."""
+
+
+def reject_if(condition, reason: str) -> None:
+    """Raise Reject(reason) if the condition holds."""
+    if condition:
+        raise Reject(reason)
+
+
+# -------------------------------------------------------------------------------- the object in an answer
+
+def parse_object(text: str, keys: list[str], finish_reason: str | None = None) -> tuple[dict, str]:
+    """The first object in an answer that has all the keys -> (object, clean | in prose | repaired | doubled).
+
+    Raises Reject if there is none, or if it has more keys or a value that is no string.
+
+    >>> parse_object('Sure! {"S1": "a", "S2": "b",}', ["S1", "S2"])
+    ({'S1': 'a', 'S2': 'b'}, 'repaired')
+    """
+    reject_if(finish_reason == "content_filter", "content filter")
+    reject_if(len(text) > 10 * MAX_CHARS, "too long")
+    text = after_thinking(text).strip()
+    objects = 0
+    for value, repaired in find_objects(text):
+        objects += 1
+        if all(key in value for key in keys):
+            reject_if(len(value) > len(keys), "extra keys")
+            reject_if(not all(isinstance(value[key], str) for key in keys), "not a string")
+            return value, how_it_stood(text, keys[0], repaired)
+    reject_if(finish_reason == "length" or text.count("{") > text.count("}"), "truncated")
+    reject_if(not text, "empty answer")
+    reject_if(objects, "missing keys")
+    reject_if("{" in text, "broken JSON")
+    raise Reject("no JSON object")
+
+
+def how_it_stood(text: str, first_key: str, repaired: bool) -> str:
+    """How an object stood in its answer, in one of four words for the report."""
+    if repaired:
+        return "repaired"
+    if text.count(f'"{first_key}"') > 1:
+        return "doubled"                           # a second object follows, or a loop
+    if text.startswith("{") and text.endswith("}"):
+        return "clean"
+    return "in prose"
+
+
+def after_thinking(text: str) -> str:
+    """The answer without its leading <think> blocks, one that never ends included."""
+    while text.lstrip().startswith("<think>"):
+        text = text.partition("</think>")[2]
+    if text.lstrip().startswith(("{", "[")):
+        return text
+    _, closing_tag, tail = text.rpartition("</think>")
+    if closing_tag and re.search(r"[{[]", tail):    # some servers swallow the opening tag
+        return tail
+    return text                                     # a closing tag, if any, is a word of the answer's own
+
+
+# ---------------------------------------------------------------------------------------- repair of JSON
+
+DECODER = json.JSONDecoder(strict=False)            # takes raw line breaks inside strings, the commonest slip
+
+
+def string_pattern(repeat: str) -> str:
+    """A regular expression for a string literal in either kind of quotes; its two groups hold what is inside.
+
+    The string ends at the first quote of its kind behind which JSON could go on, so quotes inside need no
+    escape. repeat: how many characters, "*" for any number. (?>...) is atomic: once a string has matched, a
+    mismatch behind it never makes it longer. That keeps the search linear.
+    """
+    character = r"(?:\\.|[^\\])"
+    end = r"(?=\s*[:,}\]])"
+    double_quoted = rf'"({character}{repeat}?)"{end}'
+    single_quoted = rf"'({character}{repeat}?)'{end}"
+    return f"(?>{double_quoted}|{single_quoted})"
+
+
+STRING = string_pattern("*")
+PAIR = re.compile(rf"\s*{STRING}\s*:\s*{STRING}\s*(?:,|(?=\}}))", re.DOTALL)     # "key": "value" and a comma
+ITEM = re.compile(string_pattern("{0,500}"), re.DOTALL)                         # "a task" in a list
+
+
+def find_objects(text: str):
+    """Yield (object, whether it was repaired) for each readable JSON object in a text, outer ones first."""
+    openings = re.finditer(r"\{", text)
+    for opening in itertools.islice(openings, 100):             # at most 100: a wall of braces stays linear
+        start = opening.start()
+        try:
+            yield DECODER.raw_decode(text, start)[0], False
+        except (ValueError, RecursionError):
+            value = repair_object(text, start)
+            if value is not None:
+                yield value, True
+
+
+def repair_object(text: str, start: int) -> dict | None:
+    """The flat object of strings that begins at text[start], despite wrong quotes and commas; or None."""
+    value = {}
+    position = start + 1
+    while match := PAIR.match(text, position):
+        key_in_double, key_in_single, value_in_double, value_in_single = match.groups("")
+        key = unescape(key_in_double or key_in_single)
+        value[key] = unescape(value_in_double or value_in_single)
+        position = match.end()
+    ended = text[position:].lstrip().startswith("}")
+    return value if value and ended else None
+
+
+def unescape(inside: str) -> str:
+    r"""The text of a string literal, given what stands between its quotes. Takes what JSON forbids, too.
+
+    >>> unescape(r'a "word" and \\alpha, \(x\), it\'s')
+    'a "word" and \\alpha, \\(x\\), it\'s'
+    """
+    inside = re.sub(r'\\(.)|"', legal_escape, inside, flags=re.DOTALL)
+    try:
+        return json.loads(f'"{inside}"', strict=False)
+    except ValueError:
+        return inside
+
+
+def legal_escape(match) -> str:
+    """A backslash and its character, or a bare quote, as JSON wants it."""
+    character = match[1]
+    if character is None:                           # a bare quote
+        return r"\""
+    if character in '"\\/bfnrtu':                   # one of JSON's own escapes
+        return match[0]
+    if character == "'":                            # Python's
+        return "'"
+    return "\\" + match[0]                          # no escape but a backslash, as LaTeX has them
+
+
+# ----------------------------------------------------------------------------------- the list in an answer
+
+def parse_tasks(text: str) -> list[str]:
+    """The tasks in a brainstorming answer: a JSON list, or what can be saved of one, or a bulleted list.
+
+    >>> parse_tasks('1. Given a name, find a date.\\n2. Given a date, find a name.')
+    ['Given a name, find a date.', 'Given a date, find a name.']
+    """
+    text = after_thinking(text)[:MAX_CHARS]
+    try:
+        items = DECODER.raw_decode(text, text.index("["))[0]
+    except (ValueError, RecursionError):
+        items = [unescape(in_double or in_single) for in_double, in_single in ITEM.findall(text)]
+        if not items:
+            items = re.findall(r"^\s*(?:[-*•]|\d+[.)])\s+(.+)$", text, re.MULTILINE)
+    tasks = []
+    for item in items:
+        if isinstance(item, str):
+            task = " ".join(item.split()).strip('"“”')
+            if 10 <= len(task) <= 500 and not bad_characters(task):
+                tasks.append(task)
+    return tasks
+
+
+# ------------------------------------------------------------------------------- is a text fit for training?
+
+def normalize(text: str) -> str:
+    """The form in which two texts count as the same: Unicode NFKC, no case, single spaces.
+
+    >>> normalize(" A  ﬁrst\\tText")
+    'a first text'
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def bad_characters(text: str) -> bool:
+    r"""Whether it holds control characters (a bare \frac becomes a form feed), lone surrogates or U+FFFD."""
+    return bool(re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffd]", text))
+
+
+def repetitive(text: str) -> bool:
+    """Whether it repeats itself over and over: zlib shrinks it to a tenth, and prose to a half or a third."""
+    if len(text) <= 300:
+        return False
+    raw = text.encode()
+    return 10 * len(zlib.compress(raw)) < len(raw)
+
+
+@functools.cache
+def script(character: str) -> str | None:
+    """A letter's script, the first word of its Unicode name; None for what is no letter.
+
+    >>> script("й"), script("漢"), script("é"), script("7")
+    ('CYRILLIC', 'CJK', 'LATIN', None)
+    """
+    if not character.isalpha():
+        return None
+    return unicodedata.name(character, "?").split()[0].split("-")[0]
+
+
+def wrong_script(text: str, scripts: list[str], enough=20) -> bool:
+    """Whether a text of at least `enough` letters holds next to none of the language's letters.
+
+    One letter in twenty suffices: code, formulas and quotations are Latin in any language.
+    """
+    letters = [one for one in map(script, text[:2000]) if one]           # of each letter, its script
+    right = sum(one in scripts for one in letters)
+    return len(letters) >= enough and 20 * right < len(letters)
+
+
+def contains_label(text: str, label: str) -> bool:
+    """Whether a label stands in the text: as whole words, or anywhere in scripts that don't put spaces."""
+    text, label = normalize(text), normalize(label)
+    if script(label[-1]) in ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"):
+        return label in text
+    return bool(re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text))

@@ -1,0 +1,56 @@
+"""plumbing/cache.py: vectors on disk, so that a rerun goes on where the last one stopped.
+
+A file holds one block of texts. Its name is a hash of the model's identity, the instructions and the texts,
+so a file is never out of date: whatever changes the vectors changes the name.
+"""
+import hashlib
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from plumbing.files import replace_file
+
+PROBE = [f"{i}. The ferry left the harbour at {i} past seven, a little late, as it does on most mornings in "
+         "winter. Why? Nobody on board could say; the captain, who has crossed this strait for thirty years, "
+         "blamed the tide, the crew blamed the captain, and the tide came in." for i in range(32)]
+
+
+def probe(embedder, settings: str) -> tuple[str, int, float]:
+    """Embed the PROBE -> (the model's identity, values of a vector, characters embedded a second).
+
+    The identity is a hash of the vectors to the last bit, and so of the weights, and of the settings.
+    """
+    embedder.encode(PROBE[:1])                                           # the first call pays for start-up
+    start = time.time()
+    vectors = embedder.encode(PROBE, normalize=False)
+    seconds = time.time() - start
+    identity = hashlib.sha256(settings.encode() + vectors.numpy().tobytes()).hexdigest()
+    return identity, vectors.shape[1], len("".join(PROBE)) / seconds
+
+
+class VectorCache:
+    """Blocks of vectors below `folder`. identity: what tells a model and its settings from all others."""
+
+    def __init__(self, folder: Path, identity: str):
+        self.folder, self.identity = Path(folder), identity
+
+    def path(self, pairs: list[tuple[str, str]]) -> Path:
+        key = hashlib.sha256(json.dumps([self.identity, pairs]).encode()).hexdigest()
+        return self.folder / key[:2] / f"{key}.npz"
+
+    def get(self, pairs: list[tuple[str, str]]) -> tuple[torch.Tensor, int] | None:
+        """(vectors [n, D], number of truncated texts) as put for these (instruction, text) pairs, or None."""
+        with suppress(Exception), np.load(self.path(pairs)) as file:     # absent, or damaged in many ways
+            return torch.from_numpy(file["vectors"]), int(file["cut"])
+        return None
+
+    def put(self, pairs: list[tuple[str, str]], vectors: torch.Tensor, truncated: int) -> None:
+        def write(beside):
+            with open(beside, "wb") as file:                             # to a name, numpy would add .npz
+                np.savez(file, vectors=vectors.numpy(), cut=truncated)
+
+        replace_file(self.path(pairs), write)

@@ -1,0 +1,280 @@
+"""plumbing/ledger.py: the folder of one run of generate.py, and its books: asked, answered, paid.
+
+It exists so that no answer is paid for twice and no budget is passed, whatever is killed and whenever:
+
+    header.json     the settings that decide the requests; a rerun with others is refused
+    tasks.jsonl     the tasks of step 1, frozen; header.json holds its hash
+    started.jsonl   a line before each try, and a line after each refusal
+    raw.jsonl       each answer as it came, with finish_reason and usage, flushed before anything reads it
+    lock            held by the one process that may write
+
+An answer in raw.jsonl is never asked for again. A try with neither an answer nor a refusal may have been paid
+for and lost; it counts against the budget as if it had used the most that it could. A kill leaves at most
+--concurrency of them.
+
+A request is {"id", "step", "type", "params", "model"}. Its row in raw.jsonl adds response, finish_reason,
+usage {"prompt_tokens", "completion_tokens", and "estimated" where the server gave none} and seconds.
+"""
+import argparse
+import fcntl
+import math
+import threading
+from collections import Counter
+
+from plumbing.errors import UserError, blame, check
+from plumbing.files import (append, file_sha256, open_log, parse_line, read_json, read_jsonl, read_lines,
+                            write_json, write_jsonl)
+
+ANSWER = {"id": (int, str), "step": str, "type": str, "params": dict, "response": str}    # for a replay
+PAID = {"model": str, "usage": dict}               # in raw.jsonl besides
+TASK = {"type": str, "task": str}
+
+
+class Stopping(Exception):
+    """The run ends before its end, in good order; str(error) says why."""
+
+
+class BudgetReached(Stopping):
+    """One more try could break a budget."""
+
+
+# --------------------------------------------------------------------------------------- tokens and money
+
+def tokens_of(model: str, tokens_in: int, tokens_out: int) -> Counter:
+    """The tokens of one request: {(model, "in"): tokens_in, (model, "out"): tokens_out}. These add up."""
+    return Counter({(model, "in"): tokens_in, (model, "out"): tokens_out})
+
+
+def estimate_tokens(text: str) -> int:
+    """A rough count, for servers that report no usage: four UTF-8 bytes a token."""
+    return len(text.encode("utf-8", "replace")) // 4 + 1
+
+
+def most_tokens(message: str) -> int:
+    """More than a prompt can cost: three UTF-8 bytes a token, and 50 for the server's chat template."""
+    return len(message.encode()) // 3 + 50
+
+
+def model_share(text: str) -> tuple[str, float]:
+    """The flag --model NAME[:SHARE]. What follows the colon belongs to the name where it is no number.
+
+    >>> model_share("gpt-4o-mini:0.75"), model_share("llama3:8b")
+    (('gpt-4o-mini', 0.75), ('llama3:8b', 1.0))
+    """
+    name, _, tail = text.rpartition(":")
+    try:
+        share = float(tail) if name else 1.0
+    except ValueError:
+        share = 1.0
+        name = text
+    if not 0 < share < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: a model's share must be above 0")
+    return name or text, share
+
+
+def model_price(text: str) -> dict:
+    """The flag --price MODEL:IN:OUT, USD per million tokens -> {(model, "in" or "out"): USD a token}.
+
+    >>> model_price("a:1.5:6")
+    {('a', 'in'): 1.5e-06, ('a', 'out'): 6e-06}
+    """
+    try:
+        name, price_in, price_out = text.rsplit(":", 2)
+        prices = {(name, "in"): float(price_in) / 1e6, (name, "out"): float(price_out) / 1e6}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: write MODEL:IN:OUT, USD per million tokens") from None
+    if not all(0 <= price < math.inf for price in prices.values()):
+        raise argparse.ArgumentTypeError(f"{text}: a price must be at least 0")
+    return prices
+
+
+# ------------------------------------------------------------------------------------------------ answers
+
+def read_rows(path, schema: dict, log=True):
+    """Yield (where, row) of each answer in raw.jsonl or a recorded file; where is "path:line".
+
+    log: it is raw.jsonl, in which a last line without its end does not count.
+    """
+    for number, line in read_lines(path):
+        if line.endswith(b"\n") or not log:
+            where = f"{path}:{number}"
+            yield where, parse_line(line, where, schema, any_characters=True)
+
+
+# ----------------------------------------------------------------------------------------------- the books
+
+class Ledger:
+    """A run's folder and books. One process at a time has it open for writing; many threads share it.
+
+        with Ledger(folder, prices, budget_usd, budget_tokens) as ledger: ...
+
+    A Stopping ends that block, is printed, and leaves the script's exit_code here.
+
+    prices: {(model, "in" or "out"): USD a token}. Three Counters have the same keys and hold tokens:
+    spent: of the answers on disk. lost: of tries that may have been paid for without an answer.
+    reserved: the most that the tries under way can use.
+    """
+
+    def __init__(self, folder, prices, budget_usd=None, budget_tokens=None, read_only=False):
+        self.folder, self.prices = folder, prices
+        self.budget_usd, self.budget_tokens = budget_usd, budget_tokens
+        self.answered = set()                      # ids
+        self.brainstorms = {}                      # id -> response
+        self.pending = {}                          # id -> the most tokens that the try under way can use
+        self.spent, self.lost, self.reserved = Counter(), Counter(), Counter()
+        self.tries_lost = 0
+        self.usage_estimated = 0                   # answers whose server reported no usage
+        self.exit_code = 0
+        self.changed = threading.Condition()       # guards all of the above
+        self.stop = threading.Event()              # set: no thread may begin another try
+        if not read_only:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = open(folder / "lock", "w")
+            try:                                   # the kernel frees it with the process, even a killed one
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"{folder}: another process works here; wait for it or stop it") from None
+            self.raw = open_log(folder / "raw.jsonl")
+            self.started = open_log(folder / "started.jsonl")
+        self.read_books()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self.close()
+        if not isinstance(error, Stopping):
+            return False
+        print(f"stopped: {error}; what was answered stays, and the same command goes on from there")
+        self.exit_code = 0 if isinstance(error, BudgetReached) else 1
+        return True
+
+    def close(self):
+        for file in (self.raw, self.started, self.lock):
+            file.close()
+
+    def read_books(self):
+        """Take up the answers on disk, and find the tries that may have been paid for without one."""
+        for where, row in read_rows(self.folder / "raw.jsonl", ANSWER | PAID):
+            with blame(where, "mend or delete this line"):
+                self.count_answer(row)
+        started, refused, most = Counter(), Counter(), {}
+        for row in read_jsonl(self.folder / "started.jsonl", {"id": (int, str)}, log=True):
+            if "refused" in row:
+                refused[row["id"]] += 1
+            else:
+                started[row["id"]] += 1
+                most[row["id"]] = tokens_of(row["model"], row["tokens_in"], row["tokens_out"])
+        for key in started:
+            answered = 1 if key in self.answered else 0
+            perhaps_paid = started[key] - refused[key] - answered
+            for _ in range(perhaps_paid):
+                self.count_lost(most[key])
+
+    # ----------------------------------------------------------------------- what the run was begun with
+
+    def check_settings(self, settings: dict) -> dict:
+        """Note the settings of a new run; refuse others than an old run's own. Returns the header."""
+        path = self.folder / "header.json"
+        if not path.exists():
+            write_json(path, settings | {"tasks": None})
+        header = read_json(path)
+        for key, value in settings.items():
+            check(header.get(key) == value,
+                  f"{path}: the run was begun with {key} {header.get(key)}, not {value}: go back to that, or "
+                  "choose another --out")
+        return header
+
+    def frozen_tasks(self, settings: dict) -> dict | None:
+        """The tasks on which this run has settled, {type: [task, ...]}, or None before it has."""
+        header = self.check_settings(settings)
+        if not header["tasks"]:
+            return None
+        path = self.folder / "tasks.jsonl"
+        check(header["tasks"] == file_sha256(path),
+              f"{path} has changed since the run began: restore it, or choose another --out")
+        tasks = {}
+        for row in read_jsonl(path, TASK):
+            tasks.setdefault(row["type"], []).append(row["task"])
+        return tasks
+
+    def freeze_tasks(self, settings: dict, tasks: dict) -> dict:
+        """Settle on these tasks: with the settings, they decide every request of step 2."""
+        path = self.folder / "tasks.jsonl"
+        rows = []
+        for kind, tasks_of_kind in tasks.items():
+            rows += [{"type": kind, "task": task} for task in tasks_of_kind]
+        write_jsonl(path, rows)
+        write_json(self.folder / "header.json", settings | {"tasks": file_sha256(path)})
+        return tasks
+
+    # ------------------------------------------------------------------------------------------ one try
+
+    def start(self, request: dict, tokens_in: int, tokens_out: int) -> None:
+        """Log a try before it is sent. Where a budget could break, wait for others or raise BudgetReached."""
+        tokens = tokens_of(request["model"], tokens_in, tokens_out)
+        with self.changed:
+            while not self.within_budget(tokens):
+                if not self.pending:
+                    raise BudgetReached("the budget is used up")
+                self.changed.wait()
+            if self.stop.is_set():
+                raise Stopping("interrupted")
+            append(self.started, {"id": request["id"], "model": request["model"],
+                                  "tokens_in": tokens_in, "tokens_out": tokens_out})
+            self.pending[request["id"]] = tokens
+            self.reserved.update(tokens)
+
+    def end(self, request: dict, row: dict | None = None, refused=None) -> None:
+        """End a try: with an answer, with a refusal (unpaid), or with neither (perhaps paid)."""
+        with self.changed:
+            tokens = self.pending.pop(request["id"])
+            self.reserved.subtract(tokens)
+            self.changed.notify_all()
+            if row is not None:
+                append(self.raw, row)
+                self.count_answer(row)
+            elif refused is not None:
+                append(self.started, {"id": request["id"], "refused": refused})
+            else:
+                self.count_lost(tokens)
+
+    def count_answer(self, row: dict) -> None:
+        self.answered.add(row["id"])
+        if row["step"] == "brainstorm":
+            self.brainstorms[row["id"]] = row["response"]
+        usage = row["usage"]
+        self.spent.update(tokens_of(row["model"], usage["prompt_tokens"], usage["completion_tokens"]))
+        if "estimated" in usage:
+            self.usage_estimated += 1
+
+    def count_lost(self, tokens: Counter) -> None:
+        self.lost.update(tokens)
+        self.tries_lost += 1
+
+    # ------------------------------------------------------------------------------------------- the bill
+
+    def cost(self, tokens: Counter) -> float:
+        """USD of a Counter of tokens; a model without a price costs nothing."""
+        return sum(number * self.prices.get(key, 0) for key, number in tokens.items())
+
+    def within_budget(self, tokens: Counter) -> bool:
+        """Whether one more try stays within the budgets, even if all that is under way uses its most."""
+        total = self.spent + self.lost + self.reserved + tokens
+        if self.budget_usd is not None and self.cost(total) > self.budget_usd:
+            return False
+        return self.budget_tokens is None or total.total() <= self.budget_tokens
+
+    def summary(self) -> dict:
+        """What the run has used and cost so far, for the report."""
+        models = {}
+        for name, side in self.spent:
+            models[name] = {"in": self.spent[name, "in"], "out": self.spent[name, "out"]}
+        return {"tokens": self.spent.total(),
+                "tokens in": sum(used["in"] for used in models.values()),
+                "tokens out": sum(used["out"] for used in models.values()),
+                "usd": round(self.cost(self.spent), 4),
+                "answers with estimated usage": self.usage_estimated,
+                "tries perhaps paid without an answer": self.tries_lost,
+                "their tokens at most": self.lost.total(),
+                "models": models}

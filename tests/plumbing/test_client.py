@@ -1,0 +1,268 @@
+"""plumbing/client.py against servers that fail, on real sockets of 127.0.0.1."""
+import collections
+import email.utils
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import generate
+from answers import ROOT, ledger_of, raw_ids, rows_of
+from fault_server import KEY, FaultServer
+from plumbing.client import error_of, retry_after
+from plumbing.errors import UserError
+
+
+# ------------------------------------------------------------------------------------------ what is sent
+
+def test_connections_are_reused(live):
+    server = FaultServer()
+    live(server, "--concurrency", "4", n=200)
+    assert server.requests > 200
+    assert server.connections <= 4 * 5             # four threads, a few waves of brainstorming
+
+
+def test_models_share_the_requests(live):
+    server = FaultServer()
+    live(server, "--model", "big:0.75", "--model", "llama3:8b:0.25", n=200)
+    counts = collections.Counter(body["model"] for body in server.bodies)
+    assert counts["big"] / server.requests == pytest.approx(0.75, abs=0.12)
+    assert set(counts) == {"big", "llama3:8b"}
+
+
+FIELDS = [
+    ("max_tokens",
+     "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."),
+    ("temperature", "Unsupported value: 'temperature' does not support 1.0 with this model."),
+    ("response_format", "json_object mode is not available"),
+]
+
+
+@pytest.mark.parametrize("field, message", FIELDS)
+def test_fields_that_a_server_refuses_are_left_out_from_then_on(live, field, message):
+    def script(number, body, headers):
+        if field in body:
+            return 400, {"error": {"message": message}}, {}
+
+    server = FaultServer(scripted=script)
+    assert live(server, "--concurrency", "3", n=30) == 0
+    refused = sum(field in body for body in server.bodies)
+    assert 1 <= refused <= 3                       # at most once a thread
+    assert ("max_completion_tokens" in server.bodies[-1]) == (field == "max_tokens")
+    assert sorted(raw_ids(live.folder)) == list(range(30))
+
+
+def test_a_field_refused_under_both_names_stops(live):
+    refusal = 400, {"error": {"message": "max_tokens, max_completion_tokens: no"}}, {}
+    server = FaultServer(scripted=lambda *_: refusal)
+    with pytest.raises(UserError, match="max_completion_tokens"):
+        live(server, "--concurrency", "1")
+    assert server.requests == 2
+
+
+# -------------------------------------------------------------------------------------- retries and waits
+
+def test_faults_lose_and_double_nothing(live):
+    faults = dict.fromkeys(["status-429", "status-500", "cut", "garbage", "truncated", "headless", "reset",
+                            "half-headers", "no-usage"], 0.05) | {"drip": 0.01, "hang": 0.01}
+    server = FaultServer(faults, hang=6)
+    assert live(server, "--timeout", "2.5", n=300) == 0
+    assert sorted(raw_ids(live.folder)) == list(range(300))
+    counts = server.fault_counts
+    assert all(counts.get(name) for name in faults)
+    unpaid = counts["status-429"] + counts["status-500"]
+    ledger = ledger_of(live.folder)
+    perhaps_paid = sum(counts[name] for name in faults) - unpaid - counts["no-usage"]
+    assert ledger["tries perhaps paid without an answer"] == perhaps_paid
+    assert ledger["answers with estimated usage"] == counts["no-usage"]
+    assert sum("refused" in row for row in rows_of(live.folder, "started")) == unpaid
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+def test_all_threads_obey_retry_after(live, as_date):
+    limited = []
+
+    def script(number, body, headers):
+        if number == 10:
+            limited.append(time.monotonic())
+            value = email.utils.formatdate(time.time() + 2, usegmt=True) if as_date else "1"
+            return 429, {"error": {"message": "slow down"}}, {"Retry-After": value}
+
+    server = FaultServer(scripted=script, delay=0.01)
+    assert live(server, "--concurrency", "2", n=60) == 0
+    after = [moment - limited[0] for moment in server.times if moment > limited[0] + 0.2]
+    assert min(after) >= 0.95                      # a date has whole seconds, so two are one at least
+
+
+@pytest.mark.parametrize("value, seconds", [("7", 7), ("-1", 0), ("soon", 0), ("", 0), ("nan", 0),
+                                            ("Sun, 06 Nov 1994 08:49:37 GMT", 0)])
+def test_retry_after_by_hand(value, seconds):
+    assert retry_after({"Retry-After": value}) == seconds
+
+
+def test_a_server_that_asks_to_wait_for_long_ends_the_run(live):
+    server = FaultServer(scripted=lambda *_: (503, {"error": {"message": "later"}}, {"Retry-After": "3600"}))
+    with pytest.raises(UserError, match="asks to wait 3600 s"):
+        live(server)
+
+
+def test_waits_grow_and_tries_are_bounded(live):
+    server = FaultServer({"status-503": 1.0})
+    assert live(server, "--tries", "4", "--concurrency", "1", "--tasks", "1", n=1, backoff=0.1) == 1
+    gaps = [after - before for before, after in zip(server.times, server.times[1:])]
+    assert all(gap >= 0.05 * 2**i for i, gap in enumerate(gaps[:3]))       # chance takes up to a half
+    assert gaps[0] < 0.15
+    assert not live.out.exists()
+    assert server.requests <= 4 * 2                # a dead server stops the run early
+
+
+# ----------------------------------------------------------------------------------- what no retry can help
+
+@pytest.mark.parametrize("answer, text, error", [
+    ({"error": {"message": "no", "code": "c"}}, "raw", ("no", "c")),
+    ({"error": {"message": "no", "type": "t", "code": None}}, "raw", ("no", "t")),
+    ({"error": "no"}, "raw", ("raw", None)),
+    ({"detail": "no"}, "raw", ("raw", None)),
+    ([], "raw", ("raw", None)),
+    (None, "<html>", ("<html>", None)),
+])
+def test_the_error_in_an_answer(answer, text, error):
+    assert error_of(answer, text) == error
+
+
+@pytest.mark.parametrize("status, error, words", [
+    (400, {"message": "bad body"}, "bad body"),
+    (401, {"message": f"Incorrect API key {KEY} provided"}, "check OPENAI_API_KEY"),
+    (403, {"message": "forbidden"}, "403"),
+    (404, {"message": "no such model"}, "--model"),
+    (302, {"message": "moved"}, "302"),
+    (429, {"message": "no money", "code": "insufficient_quota"}, "quota"),
+    (429, {"message": "no money", "type": "insufficient_quota", "code": None}, "quota"),
+])
+def test_hopeless_answers_stop_at_once(live, status, error, words):
+    server = FaultServer(scripted=lambda *_: (status, {"error": error}, {"Location": "http://127.0.0.1:1/"}))
+    with pytest.raises(UserError) as caught:
+        live(server, "--concurrency", "2")
+    assert words in str(caught.value) and "\n" not in str(caught.value) and KEY not in str(caught.value)
+    assert server.requests <= 2
+    rows = rows_of(live.folder, "started")
+    refused = {row["id"] for row in rows if "refused" in row}
+    assert all(row["id"] in refused for row in rows)           # nothing counts as perhaps paid
+
+
+def test_a_filtered_prompt_counts_as_answered(live):
+    def script(number, body, headers):
+        if "JSON object" in body["messages"][0]["content"]:
+            return 400, {"error": {"message": "filtered", "code": "content_filter"}}, {}
+
+    server = FaultServer(scripted=script)
+    assert live(server, n=10) == 0
+    asked = server.requests
+    assert live(server, n=10) == 0 and server.requests == asked
+    report = json.loads((live.folder / "report.json").read_text())
+    assert report["dropped"] == {"content filter": 10}
+
+
+# --------------------------------------------------------------------------------- the key and the address
+
+def test_the_key_appears_nowhere(live, capfd):
+    def script(number, body, headers):
+        assert headers["authorization"] == f"Bearer {KEY}"
+        if number % 5 == 0:
+            return 500, {"error": {"message": f"your key {KEY} is fine, we are not"}}, {}
+        if number % 5 == 1 and "JSON object" in body["messages"][0]["content"]:
+            text = json.dumps({"choices": [{"message": {"content": f"key {KEY}"}, "finish_reason": KEY}]})
+            return 200, text.replace("sk-", "\\u0073k-").encode(), {}
+
+    live(FaultServer(scripted=script), n=30)
+    for path in live.folder.parent.rglob("*"):
+        assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
+    assert KEY not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("url, key, words", [
+    ("http://example.com/v1", KEY, "--allow-http"),
+    ("ftp://example.com/v1", KEY, "OPENAI_BASE_URL"),
+    ("https://user:pass@example.com/v1", KEY, "OPENAI_BASE_URL"),
+    ("http://[", KEY, "OPENAI_BASE_URL"),
+    ("", "", "OPENAI_API_KEY"),
+    ("https://example.com/v1", "sk-\nfoo-bar-baz", "OPENAI_API_KEY"),
+    ("https://example.com/v1", "sk-é-foo-bar-baz", "OPENAI_API_KEY"),
+])
+def test_unsafe_or_broken_settings_are_refused(tmp_path, monkeypatch, url, key, words):
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(UserError) as caught:
+        generate.main(["--model", "m", "--out", str(tmp_path / "x.jsonl")])
+    line = str(caught.value)
+    assert words in line and "pass" not in line and (not key or key not in line)
+
+
+def test_a_proxy_is_used_and_netrc_is_not(live, monkeypatch, tmp_path):
+    proxy = FaultServer()
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text("default login someone password secret\n")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+    monkeypatch.setenv("no_proxy", "")
+    direct = FaultServer()
+    direct.url = "http://llm.invalid/v1"
+    assert live(direct, "--allow-http", n=5) == 0
+    assert proxy.requests >= 5 and proxy.headers[0]["authorization"] == f"Bearer {KEY}"
+    proxy.close()
+
+
+# ------------------------------------------------------------------------------------- many threads, Ctrl-C
+
+def start(folder, server, *flags):
+    environment = {**os.environ, "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY}
+    fixed = "--model", "m", "--tasks", "4", "--out", "run.jsonl"
+    return subprocess.Popen([sys.executable, ROOT / "generate.py", *fixed, *flags], cwd=folder, env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_ctrl_c_stops_cleanly_and_the_rerun_finishes(tmp_path):
+    server = FaultServer(delay=0.3)
+    flags = "--n", "60", "--concurrency", "4"
+    process = start(tmp_path, server, *flags)
+    while len(server.answered) < 10:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in err and "stopping" in out
+    assert len(rows_of(tmp_path / "run")) == len(server.answered)          # what was under way was taken in
+    server.delay = 0
+    process = start(tmp_path, server, *flags)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert sorted(raw_ids(tmp_path / "run")) == list(range(60))
+    assert len(server.answered) == 60 + 4
+    server.close()
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path):
+    server = FaultServer({"hang": 1.0}, hang=60)
+    process = start(tmp_path, server, "--n", "4")
+    while not server.requests:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() + process.stdout.readline() and process.poll() is None
+    begun = time.monotonic()
+    while process.poll() is None and time.monotonic() < begun + 20:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    assert process.returncode not in (None, 0) and time.monotonic() < begun + 10
+    process.communicate()
+    server.close()
+
+
+def test_progress_is_plain_lines_where_the_output_is_no_terminal(tmp_path):
+    server = FaultServer()
+    out, _ = start(tmp_path, server, "--n", "10", "--price", "m:1:2").communicate(timeout=30)
+    assert re.search(r"^10 of 10, [\d.]+/s, [\d,]+ tokens, \$0\.0\d, 0:00:00 left$", out, re.MULTILINE)
+    assert "\r" not in out
+    server.close()

@@ -1,0 +1,70 @@
+"""plumbing/errors.py: each mistake of a user is one line and exit code 2; a fault of ours keeps its traceback."""
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from plumbing.errors import Parser, UserError, at_least_0, command, explain, finite, positive, probability, seed, share
+
+BAD_FLAGS = [
+    (positive(int), "0", "must be above 0"), (positive(int), "x", "invalid int value"), (positive(int), "1.5", "invalid"),
+    (positive(float), "nan", "must be above 0"), (positive(float), "inf", "must be above 0"),
+    (at_least_0(int), "-1", "must be at least 0"), (at_least_0(float), "-0.1", "must be at least 0"),
+    (finite, "inf", "must be a finite number"), (finite, "nan", "must be a finite number"),
+    (share, "0", "must be above 0 and at most 1"), (share, "1.1", "must be above 0 and at most 1"),
+    (probability, "1", "must be at least 0 and below 1"), (seed, str(2**63), "must be at least 0 and below 2^63"),
+]
+
+
+@pytest.mark.parametrize("kind, value, words", BAD_FLAGS)
+def test_a_flag_outside_its_bounds_is_one_line(kind, value, words):
+    parser = Parser()
+    parser.add_argument("--flag", type=kind)
+    with pytest.raises(UserError, match="argument --flag: .*" + re.escape(words)) as caught:
+        parser.parse_args(["--flag", value])
+    assert "\n" not in str(caught.value)
+
+
+def test_flags_within_their_bounds():
+    assert positive(int)("500_000") == 500_000 and at_least_0(float)("0") == 0 and share("1") == 1
+
+
+@pytest.mark.parametrize("error, words", [
+    (UserError("what: way out"), "what: way out"), (FileNotFoundError(2, "No such file", "x"), "x"),
+    (SafetensorError("disk full"), "disk full"), (torch.OutOfMemoryError("CUDA"), "--tokens-per-chunk"),
+    (RuntimeError("[../gloo/pair.cc:534] Connection closed by peer. Advice"), "lost another rank (Connection closed by peer)"),
+    (torch.distributed.DistBackendError("[x] Timed out"), "lost another rank (Timed out)"),
+])
+def test_what_a_user_can_mend_is_one_line(error, words, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        command(main)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and words in said and said.count("\n") == 1
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    assert explain(RuntimeError("shape mismatch")) is None
+
+    def main():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        command(main)
+
+
+@pytest.mark.parametrize("body, code", [("return 3", 3), ("return None", 0), ("raise KeyboardInterrupt", 130)])
+def test_exit_codes(body, code):
+    with pytest.raises(SystemExit) as ended:
+        exec(f"def main():\n    {body}\ncommand(main)", {"command": command})
+    assert (ended.value.code or 0) == code
+
+
+def test_a_script_without_a_model_starts_without_torch():
+    code = "import sys, plumbing.errors, plumbing.files; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

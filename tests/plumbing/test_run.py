@@ -1,0 +1,447 @@
+"""plumbing/run.py: a run is never lost, never mixed up with another, and never goes on with numbers that are none."""
+import argparse
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import plumbing.run
+import train
+from model import Embedder
+from plumbing.errors import UserError, explain
+from runs import (FLAGS, ROOT, checkpoint_state, options, read_log, record, run_train, same_tensors, train_command,
+                  two_ranks, write_lines)
+from scripts import complaint
+
+OLD = ROOT / "tests/data/run_of_2026_11"                # its README says how it was made
+
+
+# ------------------------------------------------------------------------------------------------ resume
+
+@pytest.fixture
+def old(tmp_path, monkeypatch):
+    """A run that was stopped after three of six steps, before the house had its plumbing; the working folder."""
+    shutil.copytree(OLD, tmp_path / "old")
+    monkeypatch.chdir(tmp_path / "old")
+    return tmp_path / "old"
+
+
+def test_an_old_run_loads(old):
+    vectors = Embedder.load("stopped").encode(["a question", "an answer that is longer", "x"], ["task 1", "", ""])
+    assert torch.allclose(vectors, load_file("stopped_vectors.safetensors")["vectors"], atol=1e-6)
+
+
+def test_an_old_run_resumes(old):
+    flags = ("--lr", "1e-3", "--epochs", "2", "--both-sides", "--batches", "homogeneous", "--resume")
+    done = run_train("base", "data.jsonl", "stopped", *flags, cwd=old)
+    assert done.returncode == 0 and "from 3;" in done.stdout, done.stderr
+    for line, wanted in zip(read_log(old / "stopped"), map(json.loads, open("whole_log.jsonl")), strict=True):
+        assert line["step"] == wanted["step"] and line["tokens"] == wanted["tokens"]
+        assert line["loss"] == pytest.approx(wanted["loss"], rel=1e-3)
+    adapter, wanted = load_file("stopped/adapter_model.safetensors"), load_file("whole_adapter.safetensors")
+    assert all(torch.allclose(adapter[name], wanted[name], atol=1e-5) for name in wanted)
+
+
+def test_resume_after_sigterm_is_bit_identical(base, data, tmp_path):
+    flags = ("--epochs", 8, "--checkpoint-every", 5)                           # 24 steps
+    whole = run_train(base, data, tmp_path / "whole", *flags)
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen(train_command(base, data, tmp_path / "stopped", *flags), stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 7/"):
+            for _ in range(3):                                                 # make and torchrun pass them on too
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.01)
+    assert process.wait() == 128 + signal.SIGTERM
+    done = run_train(base, data, tmp_path / "stopped", *flags, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert same_tensors(tmp_path / "whole", tmp_path / "stopped")
+    assert [line["step"] for line in read_log(tmp_path / "stopped")] == list(range(1, 25))
+
+
+def test_a_run_is_not_overwritten_unasked(base, data, tmp_path):
+    out = tmp_path / "run"
+    assert run_train(base, data, out).returncode == 0
+    before = (out / "checkpoint.safetensors").read_bytes()
+    for more, complaint in [((), "a run is here already"), (("--resume", "--seed", 5), "made with another seed")]:
+        done = run_train(base, data, out, *more)
+        assert done.returncode == 2 and complaint in done.stderr and done.stderr.count("\n") == 1
+        assert (out / "checkpoint.safetensors").read_bytes() == before
+    done = run_train(base, data, out, "--resume")                            # nothing left to do
+    assert done.returncode == 0 and (out / "checkpoint.safetensors").read_bytes() == before
+    write_lines(data, [record(i) for i in range(16)])
+    done = run_train(base, data, out, "--resume")
+    assert done.returncode == 2 and "data_fingerprint" in done.stderr
+    (out / "log.jsonl").unlink()
+    (out / "config.json.77.tmp").touch()                                   # a kill came while it was written
+    done = run_train(base, data, out, "--resume", "--overwrite")             # what make does when its inputs changed
+    assert done.returncode == 0 and (out / "checkpoint.safetensors").read_bytes() != before
+
+
+def test_a_run_goes_on_with_the_same_inputs_in_another_spelling(here, base, data, tmp_path, monkeypatch):
+    assert here("run", "--checkpoint-every", 1)[0] == 0
+    monkeypatch.chdir(base.parent)
+    data = data.rename(tmp_path / "moved.jsonl")
+    flags = ["--out", str(tmp_path / "run"), *FLAGS, "--max-steps", "2", "--warmup-steps", "0", "--lr", "1e-3", "--resume",
+             "--base", base.name]
+    assert train.main([*flags, "--data", str(data)]) == 0
+    with pytest.raises(UserError, match="another prompt"):                     # "." is no path here
+        train.main([*flags, "--data", str(data), "--prompt", "."])
+    with pytest.raises(UserError, match="another data_shares"):
+        train.main([*flags, "--data", f"{data}:0.5"])
+
+
+def test_a_run_goes_on_in_smaller_chunks(here):
+    """What the message about a full GPU advises."""
+    assert here("run", "--max-steps", 3, "--checkpoint-every", 1)[0] == 0
+    code, log = here("run", "--max-steps", 3, "--resume", "--tokens-per-chunk", 40, "--keep-tokens", 0)
+    assert code == 0 and len(log) == 3
+
+
+def test_an_adapter_lost_by_a_kill_is_written_again(here, tmp_path):
+    assert here("run")[0] == 0
+    adapter = tmp_path / "run/adapter_model.safetensors"
+    wanted = load_file(adapter)
+    adapter.unlink()                                          # as if the end had come between the two files
+    assert here("run", "--resume")[0] == 0
+    assert all(torch.equal(wanted[name], tensor) for name, tensor in load_file(adapter).items())
+
+
+@pytest.mark.parametrize("end", ["torn", "foreign"])
+def test_the_log_is_dropped_past_the_checkpoint(here, tmp_path, end):
+    assert here("run", "--checkpoint-every", 1)[0] == 0
+    log = tmp_path / "run/log.jsonl"
+    lines = log.read_text().splitlines(True)
+    log.write_text(lines[0] + (lines[1][:30] if end == "torn" else "[1]") + "\n" + lines[1])
+    code, left = here("run", "--resume")
+    assert code == 0 and [line["step"] for line in left] == [1]
+
+
+def test_a_kill_in_a_runs_first_moment_leaves_a_usable_folder(here, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json.77.tmp").touch()
+    assert here("run", "--resume")[0] == 0
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_a_models_folder_is_never_overwritten(base, here, tmp_path):
+    shutil.copytree(base, tmp_path / "precious")
+    with pytest.raises(UserError, match="a model's folder, not a run's"):
+        here("precious", "--overwrite")
+    assert (tmp_path / "precious/model.safetensors").exists()
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name(here, tmp_path, monkeypatch):
+    calls, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (calls.append("fsync"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append(Path(b).name), replace(a, b)))
+    assert here("run")[0] == 0
+    assert calls[calls.index("checkpoint.safetensors") - 1] == "fsync"
+
+
+# ------------------------------------------------------------------------------------- signals and ranks
+
+def test_a_second_interrupt_leaves_at_once_but_not_its_echo(monkeypatch):
+    now, run = [100.0], argparse.Namespace(signals=[])
+    monkeypatch.setattr(plumbing.run.time, "monotonic", lambda: now[0])
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+        plumbing.run.Run.note_signal(run, number)
+    now[0] += 5
+    plumbing.run.Run.note_signal(run, signal.SIGTERM)
+    with pytest.raises(SystemExit, match="130"):
+        plumbing.run.Run.note_signal(run, signal.SIGINT)
+    assert [number for number, _ in run.signals] == [signal.SIGINT] * 2 + [signal.SIGTERM] * 2
+
+
+def test_two_ranks_train_the_adapter_of_one(base, data, tmp_path):
+    """train.py as it is: three steps, the last of them of one query."""
+    flags = ("--lora-dropout", "0", "--epochs", "1", "--max-steps", "3", "--lr", "1e-3", "--warmup-steps", "0")
+    lines = data.read_text().splitlines(True)
+    data.write_text("".join(lines[:17]))
+    with two_ranks(base, data, tmp_path / "two", *flags) as ranks:
+        said = [process.communicate(timeout=60)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], said
+    assert run_train(base, data, tmp_path / "one", *flags).returncode == 0
+    one, two = (load_file(tmp_path / run / "adapter_model.safetensors") for run in ("one", "two"))
+    fresh = Embedder.load(base, device="cpu")
+    fresh.decoder.add_lora(16, 32, 0.0, seed=0)
+    for name, start in fresh.decoder.lora_parameters().items():
+        a, b = (run[f"base_model.model.{name}.weight"] for run in (one, two))
+        assert (a - b).norm() < 1e-3 * (a - start.detach()).norm()
+    logs = [[json.loads(line) for line in open(tmp_path / run / "log.jsonl")] for run in ("one", "two")]
+    for a, b in zip(*logs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["tokens"] == b["tokens"]
+
+
+# train.py, whose rank 1 gets SIGTERM in step 3, just after the ranks have told each other of signals
+LATE_SIGNAL = """
+import os, signal, sys, train
+tell, told = train.sum_over_ranks, []
+def tell_then_signal(*tensors):
+    tell(*tensors)
+    if len(tensors) > 1:                    # gradients and counts, once a step
+        told.append(1)
+    if os.environ["RANK"] == "1" and len(told) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+train.sum_over_ranks = tell_then_signal
+from plumbing.errors import command
+command(train.main)
+"""
+
+
+@pytest.mark.parametrize("steps, last, code", [
+    ("10", 4, 128 + signal.SIGTERM), pytest.param("3", 3, 0, marks=pytest.mark.slow)])
+def test_a_late_signal_stops_both_ranks_after_the_next_step(base, data, tmp_path, steps, last, code):
+    """What comes after the sum counts in the next step; if there is none, the run is done."""
+    flags = "--max-steps", steps, "--timeout", "0.5"
+    with two_ranks(base, data, tmp_path / "run", *flags, code=("-c", LATE_SIGNAL)) as ranks:
+        said = [process.communicate(timeout=60)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [code, code], said
+    assert checkpoint_state(tmp_path / "run")["step"] == last
+
+
+@pytest.mark.parametrize("how, lost, reason", [(signal.SIGKILL, 0, "onnection"), (signal.SIGKILL, 1, "onnection"),
+                                               (signal.SIGSTOP, 1, "Timed out")])
+def test_a_lost_rank_ends_the_other_within_the_timeout(base, data, tmp_path, how, lost, reason):
+    """One of two is killed in mid-run, or stopped so that it no longer answers."""
+    with two_ranks(base, data, tmp_path / "run", "--timeout", "0.05") as ranks:            # 3 seconds
+        assert any(line.startswith("step 3/") for line in ranks[0].stdout), ranks[0].stderr.read()
+        ranks[lost].send_signal(how)
+        sent = time.monotonic()
+        _, said = ranks[1 - lost].communicate(timeout=60)
+        assert time.monotonic() - sent < 3 + 10                            # the timeout, and leaving
+        assert ranks[1 - lost].returncode == 2 and said.count("\n") == 1, said
+        assert said.startswith(f"train.py: rank {1 - lost} lost another rank (") and reason in said
+        assert "--resume goes on" in said
+
+
+@pytest.mark.slow
+def test_what_one_rank_refuses_all_say(base, data, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/mine.txt").touch()
+    with two_ranks(base, data, tmp_path / "run") as ranks:
+        said = [process.communicate(timeout=60)[1] for process in ranks]
+    assert all("not empty and not a run" in line and line.count("\n") == 1 for line in said), said
+    assert [process.returncode for process in ranks] == [2, 2]
+
+
+# ----------------------------------------------------------------------------------------------- numbers
+
+def test_nan_stops_the_run_and_names_the_batch(base, data, tmp_path):
+    assert run_train(base, data, tmp_path / "first").returncode == 0
+    adapter = tmp_path / "first/adapter_model.safetensors"
+    save_file({name: tensor * torch.nan for name, tensor in load_file(adapter).items()}, adapter)
+    done = run_train(base, data, tmp_path / "second", "--init-adapter", tmp_path / "first")
+    assert done.returncode == 2 and "step 1: loss nan" in done.stderr and done.stderr.count("\n") == 1
+    assert "data.jsonl" in done.stderr and not (tmp_path / "second/checkpoint.safetensors").exists()
+    with pytest.raises(UserError, match="first checkpoint"):
+        Embedder.load(tmp_path / "second")
+    assert len(json.loads((tmp_path / "second/bad_batch.json").read_text())["examples"]) == 8
+
+
+def not_a_number(value, vectors):
+    return value * torch.nan
+
+
+def infinite(value, vectors):
+    return value + torch.inf
+
+
+def steep(value, vectors):
+    return value + (vectors.sum() * 0).sqrt()                 # a loss like any other, its gradient is 0 / 0
+
+
+@pytest.mark.parametrize("broken, said", [(not_a_number, "loss nan"), (infinite, "loss inf"),
+                                          (steep, "gradient norm nan")])
+def test_what_is_not_finite_leaves_the_last_good_checkpoint(here, tmp_path, monkeypatch, broken, said):
+    steps, info_nce = [], train.info_nce
+
+    def third_is_broken(q, d, *more):
+        steps.append(len(steps) + 1)
+        value = info_nce(q, d, *more)
+        return broken(value, q) if len(steps) == 3 else value
+
+    monkeypatch.setattr(train, "info_nce", third_is_broken)
+    with pytest.raises(UserError, match=f"step 3: .*{said}"):
+        here("run", "--max-steps", 3, "--checkpoint-every", 1)
+    assert len(steps) == 3 and checkpoint_state(tmp_path / "run")["step"] == 2
+    for name in ("checkpoint.safetensors", "adapter_model.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run" / name).values())
+
+
+def test_float16_scales_its_loss(here, tmp_path):
+    """A step whose scaled gradient overflows is left out and the scale halved; the others are unscaled."""
+    code, log = here("half", "--dtype", "float16", "--max-steps", 12, "--epochs", 4)
+    assert code == 0 and all(math.isfinite(line["loss"]) for line in log)
+    norms = [line["grad_norm"] for line in log if math.isfinite(line["grad_norm"])]
+    assert norms and max(norms) < 1e4                         # the scale itself is 65,536 at the start
+    with safe_open(tmp_path / "half/checkpoint.safetensors", "pt") as file:
+        scaler = json.loads(file.metadata()["state"])["scaler"]
+        moved = [file.get_tensor(name) for name in file.keys() if name.endswith("lora_B")]
+    assert scaler["scale"] == 2.0 ** 16 / 2 ** (len(log) - len(norms))
+    assert all(tensor.abs().max() > 0 for tensor in moved)
+
+
+def test_mfu_counts_what_is_done(here):
+    """Forward 2N a token and pass, backward 2N; a checkpointed block runs forward once more."""
+    for name, flags, passes in (("once", ("--keep-tokens", 10 ** 6), 2), ("twice", ("--keep-tokens", 0), 3),
+                                ("more", ("--keep-tokens", 0, "--activation-checkpointing"), 4)):
+        code, (line, *_) = here(name, "--peak-tflops", 1e-3, *flags)
+        weights = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48)
+        per_second = 2 * weights * passes * line["tokens"] / (1 - line["padding"]) / line["seconds"]
+        assert code == 0 and line["mfu"] == pytest.approx(per_second / 1e9, rel=1e-4)
+        assert line["mfu_useful"] == pytest.approx(4 * weights * line["tokens_per_second"] / 1e9, rel=1e-4)
+
+
+def test_the_line_of_a_step_tells_the_time_left(capsys):
+    names = ("loss", "chance_loss", "accuracy", "spread", "lr", "grad_norm", "tokens_per_second", "padding")
+    plumbing.run.print_line(dict.fromkeys(names, 0.5) | {"step": 3, "seconds": 20.5}, 10)
+    said = capsys.readouterr().out
+    assert "step 3/10" in said and said.endswith("left 2m23s\n")
+
+
+# ---------------------------------------------------------------------------- flags reach what they name
+
+@pytest.mark.parametrize("flags", [("--instruction", "none"), ("--pooling", "mean"), ("--negatives", 0)])
+def test_options_of_the_vectors_reach_them(here, flags):
+    assert here("plain")[1][0]["spread"] != here("changed", *flags)[1][0]["spread"]
+
+
+@pytest.mark.parametrize("flags", [("--matryoshka", 8, 16), ("--mask-margin", 0.0), ("--temperature", 0.1)])
+def test_options_of_the_loss_reach_it(here, flags):
+    plain, changed = here("plain")[1], here("changed", *flags)[1]
+    assert plain[0]["loss"] != changed[0]["loss"] and plain[0]["spread"] == changed[0]["spread"]
+
+
+def test_each_step_and_chunk_draws_its_own_dropout_and_replays_it(here, monkeypatch):
+    keys, seed_chunk = [], train.seed_chunk
+    monkeypatch.setattr(train, "seed_chunk", lambda *key: (keys.append(key), seed_chunk(*key)))
+    assert here("run", "--tokens-per-chunk", 64, "--keep-tokens", 0)[0] == 0
+    first, second = ([key for key in keys if key[1] == step] for step in (0, 1))
+    assert len(keys) == len(first) + len(second) and len(set(first)) > 2
+    assert all(keys.count(key) == 2 for key in keys)
+
+
+def test_the_next_batch_is_read_during_a_step(here, monkeypatch):
+    """The reading of step 2 ends, in its own thread, before step 1 does."""
+    read, prepare = threading.Event(), train.prepare
+
+    def prepare_and_tell(examples, numbers, tokenize, args, step, *more):
+        batch = prepare(examples, numbers, tokenize, args, step, *more)
+        if step == 1:
+            read.set()
+        return batch
+
+    def slow(*args):
+        assert read.wait(20)
+        return step(*args)
+    step = train.training_step
+    monkeypatch.setattr(train, "prepare", prepare_and_tell)
+    monkeypatch.setattr(train, "training_step", slow)
+    assert here("run")[0] == 0
+
+
+@pytest.mark.parametrize("tokens, length, keep, shapes", [
+    (100, 32, 300, [(4, 25)] * 3), (768, 512, None, [(2, 384)]), (100, 512, 700, [(1, 512), (1, 188)])])
+def test_the_worst_step_holds_the_graphs_of_as_many_tokens_as_any(tokens, length, keep, shapes, base, data, tmp_path):
+    flags = ["--tokens-per-chunk", tokens, "--max-length", length, *(("--keep-tokens", keep) if keep else ())]
+    embedder = Embedder.load(base, device="cpu", max_length=length)
+    embedder.decoder.add_lora(2)
+    graphs, embed = [], embedder.embed
+
+    def watched(rows):
+        v = embed(rows)
+        graphs.append((len(rows), len(rows[0]), v.requires_grad))
+        return v
+
+    embedder.embed = watched
+    train.worst_step(argparse.Namespace(args=options(base, data, tmp_path, *flags), embedder=embedder))
+    assert graphs == [(*shape, True) for shape in shapes]                      # all at once, none embedded again
+    assert embedder.decoder.layers[0].mlp.up_proj.lora_B.grad is not None
+
+
+def test_training_goes_on_from_an_adapter(base, data, tmp_path):
+    assert run_train(base, data, tmp_path / "first").returncode == 0
+    done = run_train(base, data, tmp_path / "second", "--init-adapter", tmp_path / "first", "--lr", "1e-9")
+    assert done.returncode == 0, done.stderr
+    a, b = (load_file(tmp_path / run / "adapter_model.safetensors") for run in ("first", "second"))
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+
+
+def test_held_out_examples_are_scored(base, data, tmp_path):
+    done = run_train(base, data, tmp_path / "run", "--eval-data", data, "--eval-every", 2)
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert ["eval_loss" in line for line in log] == [False, True, False]
+    plain = run_train(base, data, tmp_path / "plain")                        # scoring must not disturb training
+    assert plain.returncode == 0
+    a, b = (load_file(tmp_path / run / "adapter_model.safetensors") for run in ("run", "plain"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---------------------------------------------------------------------------------------------- refusals
+
+def test_a_run_checks_what_it_trains_before_it_starts(base, data, tmp_path, monkeypatch):
+    load = train.load_model
+
+    def with_another_parameter(args):
+        embedder = load(args)
+        embedder.decoder.norm.weight.requires_grad_()
+        return embedder
+    monkeypatch.setattr(train, "load_model", with_another_parameter)
+    with pytest.raises(UserError, match="does not fit this base"):
+        train.train(options(base, data, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("more, words", [
+    (("--batch-size", 0), "--batch-size: 0: must be above 0"),
+    (("--negatives", -1), "--negatives: -1: must be at least 0"),
+    (("--seed", -1), "--seed: -1: must be"),
+    (("--seed", 2**64), "--seed: 18446744073709551616: must be"),
+    (("--lora-dropout", 1.5), "--lora-dropout: 1.5: must be"),
+    (("--lora-alpha", 0), "--lora-alpha: 0: must be above 0"),
+    *[((flag, value), f"{flag}: {value}: must be") for flag in ("--lr", "--weight-decay", "--max-grad-norm", "--mask-margin")
+      for value in ("nan", "inf")],
+    (("--max-length", 2), "max_length 2"),
+    (("--data", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
+    (("--init-adapter", "nowhere"), "nowhere/adapter_config.json: no such file"),
+    (("--matryoshka", 9999), "--matryoshka 9999: a vector has 32 values"),
+    (("--device", "cuda:9"), "device cuda:9: "),
+    (("--out", "/proc/nope"), "/proc/nope"),
+    (("--tempreture", 1), "unrecognized arguments: --tempreture"),
+])
+def test_user_errors_are_one_line(base, data, tmp_path, capsys, more, words):
+    paths = ["--base", base, "--data", data, "--out", tmp_path / "run"]
+    assert words in complaint(capsys, train.main, *paths, *FLAGS, *more)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_one_line(base, data, tmp_path):
+    """Files of at most 40 kB: the first checkpoint does not fit."""
+    done = run_train(base, data, tmp_path / "run",
+                     preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "train.py: " in done.stderr, done.stderr
+    assert not (tmp_path / "run/checkpoint.safetensors").exists() and not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_a_full_gpu_is_said_with_the_flags_to_lower(base, data, tmp_path, monkeypatch):
+    assert "--tokens-per-chunk" in explain(torch.OutOfMemoryError("CUDA out of memory"))
+
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("plumbing.checkpoint.read_tensor", full)
+    with pytest.raises(UserError, match="too small for its weights alone"):
+        train.load_model(options(base, data, tmp_path))

@@ -1,0 +1,70 @@
+"""tools/study/data.py: the study's training files, cleared of the test sets, and their mixture.
+
+For tools/study/reproduce.py; tools/data/clean.py does the clearing.
+"""
+from pathlib import Path
+
+from plumbing.errors import check
+from plumbing.files import parse_line, read_json, read_jsonl, read_lines, replace_file, sha256, write_json, write_jsonl
+from tools.data import clean
+from tools.study.subsets import file_hash
+
+# What train.py's --both-sides and type need to know of public files: their task type. Others have none.
+PUBLIC_TYPES = {"multi30k_bitext": "bitext", "tanaka_enja": "bitext", "lafand_bitext": "bitext",
+                "snli_triplets": "sts", "wikisplit_sts": "sts", "asset_simplify": "sts",
+                "clinc150_intent": "long-short"}
+
+
+def file_key(paths: list[Path]) -> str:
+    lines = "".join(f"{path.name} {file_hash(path)}\n" for path in paths)
+    return sha256(lines.encode())[:16]
+
+
+def in_language(path: Path, language: str, out: Path) -> Path:
+    """Write the examples of one language to `out`. Raises UserError where there are none."""
+    lines = [line for number, line in read_lines(path)
+             if parse_line(line, f"{path}:{number}").get("language") == language]
+    check(lines, f"--language {language}: no example of {path} is")
+    replace_file(out, lambda beside: beside.write_bytes(b"".join(lines)))
+    return out
+
+
+def prepare_data(synthetic: Path, public: Path | None, evaldata: Path, folder: Path,
+                 language: str | None = None) -> dict[str, dict]:
+    """Clean each file into a folder, if that is not done: {name: {"file", "key", and the counts of clean}}.
+
+    public: the folder of public pairs, if they are wanted; language: that of the synthetic examples to take,
+    if not all. Raises UserError.
+    """
+    sources = {"synthetic": synthetic}
+    if public:
+        sources |= {path.stem: path for path in sorted(public.glob("*.jsonl"))}
+        check(len(sources) > 1, f"--traindata {public}: no .jsonl file in it")
+    check(synthetic.is_file(), f"{synthetic}: no such file: `make data` writes it")
+    folder.mkdir(parents=True, exist_ok=True)
+    if language:
+        sources["synthetic"] = in_language(synthetic, language, folder / "synthetic.in.jsonl")
+    against = file_key(sorted(evaldata.rglob("*.jsonl")))
+    known = read_json(folder / "report.json") if (folder / "report.json").exists() else {}
+    for name, path in sources.items():
+        out, key = folder / f"{name}.jsonl", f"{file_key([path])} {against}"
+        if known.get(name, {}).get("key") == key and out.exists():
+            continue
+        print(f"cleaning {path}", flush=True)
+        report = clean.clean(path, out, [evaldata])
+        report.pop("samples")                                         # texts of the sets: not to be spread
+        if name in PUBLIC_TYPES:
+            write_jsonl(out, ({**row, "type": PUBLIC_TYPES[name]} for row in read_jsonl(out)))
+        known[name] = {"file": str(out), "key": key, **report}
+        write_json(folder / "report.json", known)
+    return {name: known[name] for name in sources}
+
+
+def mixture(data: str, files: dict[str, dict]) -> dict[str, float]:
+    """{file: share of it in each epoch}. Public files count alike, together as much as the synthetic set."""
+    public = {name: info["kept"] for name, info in files.items() if name != "synthetic" and info["kept"]}
+    each = files["synthetic"]["kept"] / max(1, len(public))
+    shares = {"synthetic": 1.0} if data in ("synthetic", "both") else {}
+    if data in ("public", "both"):
+        shares |= {name: round(min(1, each / kept), 6) for name, kept in public.items()}
+    return shares
