@@ -198,7 +198,9 @@ def get_data(typed: Variables) -> list[str]:
 
 def replay(typed: Variables) -> None:
     folder, recorded = Path("data/synthetic"), "data/recorded.jsonl.gz"
-    if (folder / "raw.jsonl").exists():                    # they are a live server's answers: leave them
+    if (folder / "raw.jsonl").exists():                    # a live server's answers, not the recorded ones
+        if not Path(SYNTHETIC).exists():
+            run(typed, "generate.py", "--report", "--out", SYNTHETIC)
         return
     run_unless_done(
         typed, f"data: recorded LLM answers -> {SYNTHETIC}: a second",

@@ -193,6 +193,8 @@ def test_a_live_servers_answers_in_the_default_place_stand(house, capsys):
     put(house / "data/synthetic.jsonl", "{}\n")
     put(house / "data/synthetic/raw.jsonl", "{}\n")
     assert commands(capsys, "data") == []
+    (house / "data/synthetic.jsonl").unlink()                                      # `make clean` has been here
+    assert commands(capsys, "data") == ["generate.py --report --out data/synthetic.jsonl"]
 
 
 # -------------------------------------------------------------------------------------- what is up to date
