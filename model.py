@@ -1,4 +1,5 @@
-"""model.py: texts -> vectors. Mistral-7B as an embedder, written out by hand (arXiv 2401.00368, section 3.2).
+"""model.py: texts -> vectors. Mistral-7B as an embedder, written out by hand (arXiv 2401.00368, section
+3.2).
 
     from model import Embedder
     e = Embedder.load("runs/demo")                   # a run, a Hugging Face folder, or an exported one
@@ -6,15 +7,15 @@
     documents = e.encode(["Steep for three minutes.", "Tea came to Europe in 1610."])         # no prompt
     scores = queries @ documents.T
 
-In: texts, and for queries an instruction. Out: one unit vector a text. First comes the whole idea in five lines. Then
-the decoder, from its norm to the stack of blocks; LoRA is in `Linear`. Last `Embedder`: it turns texts into token ids,
-and hidden states into vectors.
+In: texts, and for queries an instruction. Out: one unit vector a text. First comes the whole idea in five
+lines. Then the decoder, from its norm to the stack of blocks; LoRA is in `Linear`. Last `Embedder`: it turns
+texts into token ids, and hidden states into vectors.
 
-Left to plumbing/: checkpoint.py reads and writes model folders, supported.py refuses models that this decoder would
-compute wrongly. They are long, and say nothing about the method.
+Left to plumbing/: checkpoint.py reads and writes model folders, supported.py refuses models that this
+decoder would compute wrongly. They are long, and say nothing about the method.
 
-Letters for shapes: B texts, T positions, D hidden size, H query heads, K key-value heads, d head size, r LoRA rank,
-W window.
+Letters for shapes: B texts, T positions, D hidden size, H query heads, K key-value heads, d head size, r
+LoRA rank, W window.
 """
 import math
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ def instruct(prompt: str, text: str) -> str:
 
 
 def embed_one(decoder, tokenizer, text: str, prompt: str = "") -> torch.Tensor:
-    """The whole idea, for one text -> [D]. `Embedder` adds batches, a limit to the length, number formats, GPUs."""
+    """The whole idea, for one text -> [D]. `Embedder` adds batches, a limit to the length, number formats,
+    GPUs."""
     ids = tokenizer.encode(instruct(prompt, text), add_special_tokens=False).ids
     ids = [decoder.config.bos_token_id, *ids, decoder.config.eos_token_id]
     hidden = decoder(torch.tensor([ids]))            # [1, T, D]
@@ -71,7 +73,8 @@ class Config:
 
 
 def at_least_float32(x):
-    """16 bits become float32, float64 stays: norms, rotary angles, normalisation and loss need the digits."""
+    """16 bits become float32, float64 stays: norms, rotary angles, normalisation and loss need the
+    digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -91,7 +94,8 @@ class RMSNorm(nn.Module):
 
 
 def rotary_tables(length: int, head_dim: int, theta: float, dtype, device):
-    """RoPE's angles, position * theta^(-2i/d): their cos and sin, each [T, d]; the d/2 angles are there twice."""
+    """RoPE's angles, position * theta^(-2i/d): their cos and sin, each [T, d]; the d/2 angles are there
+    twice."""
     exponents = torch.arange(0, head_dim, 2, dtype=dtype, device=device) / head_dim      # [d/2]
     frequencies = theta ** -exponents
     positions = torch.arange(length, dtype=dtype, device=device)                         # [T]
@@ -114,8 +118,8 @@ def rotate(x, cos, sin):
 def causal_attention(q, k, v, window: int | None):
     """softmax(q k^T / sqrt(d)) v, each position over itself and the window - 1 before it.
 
-    q [B, H, T, d], k and v [B, K, T, d] -> [B, H, T, d]. There is no padding mask: padding stands on the right, and
-    no real token ever looks there.
+    q [B, H, T, d], k and v [B, K, T, d] -> [B, H, T, d]. There is no padding mask: padding stands on the
+    right, and no real token ever looks there.
     """
     group = q.shape[1] // k.shape[1]                     # query heads that share one key-value head
     k = k.repeat_interleave(group, dim=1)                # [B, H, T, d]
@@ -126,17 +130,19 @@ def causal_attention(q, k, v, window: int | None):
 
 
 def windowed_attention(q, k, v, window: int):
-    """The same for a text longer than the window: q, k, v [B, H, T, d] -> [B, H, T, d], memory T * W, not T * T.
+    """The same for a text longer than the window: q, k, v [B, H, T, d] -> [B, H, T, d], memory T * W, not T
+    * T.
 
-    Blocks of W queries see the block of keys before theirs and their own, under one mask [W, 2W] for all blocks. Its
-    column j is the key at (the block's start) - W + j.
+    Blocks of W queries see the block of keys before theirs and their own, under one mask [W, 2W] for all
+    blocks. Its column j is the key at (the block's start) - W + j.
     """
     length = q.shape[2]
     query_position = torch.arange(window, 2 * window, device=q.device)[:, None]
     key_position = torch.arange(2 * window, device=q.device)
     mask = (key_position <= query_position) & (key_position > query_position - window)
     blocks = []
-    for number in range((length + window - 1) // window):        # torch.compile: one graph for each number of blocks
+    # torch.compile: one graph for each number of blocks
+    for number in range((length + window - 1) // window):
         start = number * window
         queries = min(window, length - start)            # the last block may be short
         previous = min(window, start)                    # the first block has no keys before it
@@ -150,9 +156,10 @@ def windowed_attention(q, k, v, window: int):
 class Linear(nn.Module):
     """y = weight x, and with LoRA y = weight x + scaling * lora_B lora_A dropped (arXiv 2106.09685).
 
-    `dropped` is x after dropout. The caller makes it, so that projections which read the same x share one mask. The
-    weight is frozen, in the base's dtype. lora_A [r, in] and lora_B [out, r] are float32 and cast for the product alone,
-    so that gradients and optimizer keep float32. lora_B starts at zero: a fresh adapter changes nothing.
+    `dropped` is x after dropout. The caller makes it, so that projections which read the same x share one
+    mask. The weight is frozen, in the base's dtype. lora_A [r, in] and lora_B [out, r] are float32 and cast
+    for the product alone, so that gradients and optimizer keep float32. lora_B starts at zero: a fresh
+    adapter changes nothing.
     """
 
     def __init__(self, in_features: int, out_features: int):
@@ -172,7 +179,7 @@ class Linear(nn.Module):
         self.scaling = scaling
 
     def base(self, x):
-        return F.linear(x, self.weight)                  # of its own, so that tools/models/fp8.py can replace it
+        return F.linear(x, self.weight)              # of its own, so that tools/models/fp8.py can replace it
 
     def forward(self, x, dropped):
         y = self.base(x)                                                   # [B, T, out]
@@ -246,7 +253,8 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids [B, T] -> hidden states after the final norm [B, T, D]. The modules' names are Hugging Face's."""
+    """Token ids [B, T] -> hidden states after the final norm [B, T, D]. The modules' names are Hugging
+    Face's."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -254,8 +262,8 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.requires_grad_(False)                       # the base is frozen: only LoRA's A and B are trained
-        self.lora = None                                 # what adapter_config.json says, once there is an adapter
+        self.requires_grad_(False)                   # the base is frozen: only LoRA's A and B are trained
+        self.lora = None                         # what adapter_config.json says, once there is an adapter
         self.activation_checkpointing = False
 
     def forward(self, ids):
@@ -273,8 +281,8 @@ class Decoder(nn.Module):
     def add_lora(self, rank=16, alpha=32.0, dropout=0.1, targets=PROJECTIONS, rslora=False, seed=0):
         """Put a fresh adapter on the named projections of every layer.
 
-        The paper's: rank 16 on all seven (appendix A). For Mistral-7B that trains 16 * (in + out) weights of each of
-        its 224 projections, 41,943,040 in all.
+        The paper's: rank 16 on all seven (appendix A). For Mistral-7B that trains 16 * (in + out) weights of
+        each of its 224 projections, 41,943,040 in all.
         """
         generator = torch.Generator().manual_seed(seed)
         scaling = alpha / math.sqrt(rank) if rslora else alpha / rank
@@ -318,8 +326,8 @@ def load_decoder(folder: Path, device, dtype, **overrides) -> Decoder:
 def length_chunks(lengths: list[int], tokens_per_chunk: int) -> list[list[int]]:
     """Indices of texts, in chunks of similar length, the longest first.
 
-    A chunk has at most tokens_per_chunk tokens, padding included, or one longer text. No text in it is shorter than half
-    its longest one: another forward pass costs less than so much padding.
+    A chunk has at most tokens_per_chunk tokens, padding included, or one longer text. No text in it is
+    shorter than half its longest one: another forward pass costs less than so much padding.
 
     >>> length_chunks([3, 9, 4, 2], 10)                  # 9 alone; 4 and 3, padded to 8 tokens; 2 does not fit
     [[1], [2, 0], [3]]
@@ -339,15 +347,16 @@ def length_chunks(lengths: list[int], tokens_per_chunk: int) -> list[list[int]]:
 
 
 def pool(hidden, lengths, pooling: str):
-    """Hidden states [B, T, D] and real lengths [B] -> [B, D]: the state at EOS, or a mean for the ablation."""
+    """Hidden states [B, T, D] and real lengths [B] -> [B, D]: the state at EOS, or a mean for the
+    ablation."""
     if pooling == "last":
         texts = torch.arange(len(lengths), device=hidden.device)
         return hidden[texts, lengths - 1]
     hidden = at_least_float32(hidden)
     positions = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)               # [T]: 1 to T
-    weights = (positions <= lengths[:, None]).to(hidden.dtype)                           # [B, T]: 1 where real
+    weights = (positions <= lengths[:, None]).to(hidden.dtype)                       # [B, T]: 1 where real
     if pooling == "weighted-mean":
-        weights = weights * positions                    # later positions have seen more (SGPT, arXiv 2202.08904)
+        weights = weights * positions            # later positions have seen more (SGPT, arXiv 2202.08904)
     weights = weights / weights.sum(1, keepdim=True)
     return torch.einsum("btd,bt->bd", hidden, weights)
 
@@ -382,10 +391,10 @@ class Embedder:
     def load(cls, path, adapter=None, device=None, dtype=None, max_length=None, pooling=None, **overrides):
         """Open a run (base + adapter), a Hugging Face folder (with `adapter` on top), or an exported folder.
 
-        device: CUDA where there is one. dtype: float32 on a CPU; on a GPU bfloat16, or float16 where it lacks that.
-        max_length: as an exported folder says, else 512. pooling: as the run or the export says, else "last".
-        overrides: fields of Config in place of the file's, such as rope_theta=1e5 for longer texts (section 4.4).
-        Raises UserError.
+        device: CUDA where there is one. dtype: float32 on a CPU; on a GPU bfloat16, or float16 where it
+        lacks that. max_length: as an exported folder says, else 512. pooling: as the run or the export says,
+        else "last". overrides: fields of Config in place of the file's, such as rope_theta=1e5 for longer
+        texts (section 4.4). Raises UserError.
         """
         folder, adapter = find_model(path, adapter)
         pooling = pooling or stored_pooling(adapter or folder) or "last"
@@ -399,12 +408,14 @@ class Embedder:
         return cls(decoder, tokenizer, max_length, pooling, str(folder))
 
     def compile(self, wanted: bool | None = None):
-        """torch.compile each block, for any length; by default where there is a GPU. The first texts take a minute."""
+        """torch.compile each block, for any length; by default where there is a GPU. The first texts take a
+        minute."""
         if wanted is None:
             wanted = self.device.type == "cuda"
         if wanted:
-            # A new graph is made for each combination of: grad on or off, training or not, one text or several, and
-            # the number of windows. dynamo's limit is 8 graphs; beyond it, blocks would silently run uncompiled.
+            # A new graph is made for each combination of: grad on or off, training or not, one text or
+            # several, and the number of windows. dynamo's limit is 8 graphs; beyond it, blocks would
+            # silently run uncompiled.
             torch._dynamo.config.recompile_limit = 64
             for block in self.decoder.layers:
                 block.compile(dynamic=True)
@@ -417,8 +428,9 @@ class Embedder:
     def tokenize(self, texts: list[str], prompt: str | list[str] = "") -> list[list[int]]:
         """[BOS] + text[:room] + [EOS]: at most max_length ids a text.
 
-        prompt: the instruction, one for all texts or one a text; "" for documents. We append EOS ourselves, after
-        the cut. Most tokenizer files add BOS at best, and a vector read at another token is silently bad.
+        prompt: the instruction, one for all texts or one a text; "" for documents. We append EOS ourselves,
+        after the cut. Most tokenizer files add BOS at best, and a vector read at another token is silently
+        bad.
         """
         prompts = [prompt] * len(texts) if isinstance(prompt, str) else prompt
         check_texts(texts, prompts)
@@ -437,18 +449,20 @@ class Embedder:
         return token_ids
 
     def check_prompts(self, prompts) -> None:
-        """Refuse an instruction that leaves no room for a text: all its queries would have the same vector."""
+        """Refuse an instruction that leaves no room for a text: all its queries would have the same
+        vector."""
         prompts = sorted(set(prompts) - {""})
         empty_queries = [instruct(prompt, "") for prompt in prompts]
         encoded = self.tokenizer.encode_batch_fast(empty_queries, add_special_tokens=False)
         check_room(prompts, [len(e.ids) for e in encoded], self.max_length)
 
     def embed(self, token_ids: list[list[int]], normalize=True) -> torch.Tensor:
-        """Token ids of one chunk -> [B, D] on the device, at least float32, with a graph where grad is on."""
+        """Token ids of one chunk -> [B, D] on the device, at least float32, with a graph where grad is
+        on."""
         lengths = torch.tensor([len(ids) for ids in token_ids])
         padded = torch.zeros(len(token_ids), int(lengths.max()), dtype=torch.long)
         for i, ids in enumerate(token_ids):
-            padded[i, :len(ids)] = torch.tensor(ids)     # behind them any id will do: no real token looks there
+            padded[i, :len(ids)] = torch.tensor(ids)  # behind them any id will do: no real token looks there
         hidden = self.decoder(to_device(padded, self.device))                            # [B, T, D]
         vectors = pool(hidden, to_device(lengths, self.device), self.pooling)
         vectors = at_least_float32(vectors)
@@ -459,8 +473,9 @@ class Embedder:
                tokens_per_chunk: int | None = None, progress=False) -> torch.Tensor:
         """Texts -> float32 [n, D] on the CPU, unit rows, in the texts' order.
 
-        dim: keep the first dim values. tokens_per_chunk: the most tokens of one forward pass, padding included; by
-        default 4096 on a CPU, 16384 on a GPU. progress: lines on stderr. Leaves the decoder in eval mode.
+        dim: keep the first dim values. tokens_per_chunk: the most tokens of one forward pass, padding
+        included; by default 4096 on a CPU, 16384 on a GPU. progress: lines on stderr. Leaves the decoder in
+        eval mode.
         """
         size = self.decoder.config.hidden_size
         check(dim is None or 1 <= dim <= size, f"dim {dim}: a vector has {size} values")
@@ -470,7 +485,7 @@ class Embedder:
             tokens_per_chunk = 4096 if self.device.type == "cpu" else 16384
         self.decoder.eval()
         vectors = torch.empty(len(texts), dim or size)
-        starts = range(0, len(texts), SLICE)             # the token ids of a million texts would fill the memory
+        starts = range(0, len(texts), SLICE)         # the token ids of a million texts would fill the memory
         for start in show_progress(starts, "encode", f"slices of {SLICE:,} texts") if progress else starts:
             rows = slice(start, start + SLICE)
             vectors[rows] = self.encode_slice(texts[rows], prompts[rows], normalize, dim, tokens_per_chunk)

@@ -1,18 +1,19 @@
-"""train.py: examples -> adapter. Contrastive fine-tuning of arXiv 2401.00368 (sections 3.2, 4.2 and appendix A).
+"""train.py: examples -> adapter. Contrastive fine-tuning of arXiv 2401.00368 (sections 3.2, 4.2 and appendix
+A).
 
     python train.py --base models/smollm2-135m-l20 --data data/synthetic.jsonl --out runs/demo \\
         --batch-size 32 --max-length 64 --lr 1e-3 --warmup-steps 10                   # a CPU, minutes
     python train.py --base models/mistralai/Mistral-7B-v0.1 --data data/synthetic.jsonl --out runs/paper    # one GPU
     torchrun --nproc-per-node 8 train.py --base ... --data a.jsonl:0.5 --data b.jsonl --out ...   # eight
 
-In: a base model, and examples as JSON lines, {"prompt", "query", "pos": [..], "neg": [..], "type"}; the type is that
-of generate.py's task, such as "sts". Out: a run's folder with a LoRA adapter.
+In: a base model, and examples as JSON lines, {"prompt", "query", "pos": [..], "neg": [..], "type"}; the type
+is that of generate.py's task, such as "sts". Out: a run's folder with a LoRA adapter.
 
-Read it in this order: the loss; the cached gradient, by which a batch of 2,048 queries fits; which examples make a
-batch; one step; the loop. The flags come last; their defaults are the paper's recipe.
+Read it in this order: the loss; the cached gradient, by which a batch of 2,048 queries fits; which examples
+make a batch; one step; the loop. The flags come last; their defaults are the paper's recipe.
 
-Left to plumbing/: examples.py reads examples from files of any size, run.py keeps a run safe (folder, checkpoints, log,
-signals), ranks.py sums over the processes of torchrun. No formula of the method is there.
+Left to plumbing/: examples.py reads examples from files of any size, run.py keeps a run safe (folder,
+checkpoints, log, signals), ranks.py sums over the processes of torchrun. No formula of the method is there.
 
 Letters for shapes: Q queries and M documents of a batch, N = Q + M texts, D the size of a vector.
 """
@@ -41,8 +42,9 @@ from plumbing.run import Run
 def info_nce(queries, documents, targets, temperature: float, valid=None, margin=None):
     """Eq. 2 and 3: the mean over queries of -log softmax(cosine / temperature) at the query's own positive.
 
-    queries [Q, D] and documents [M, D]: unit rows. targets [Q]: the column of each query's positive. valid [Q, M] bool:
-    the documents that count for a query. margin: leave out negatives whose cosine is above the positive's + margin.
+    queries [Q, D] and documents [M, D]: unit rows. targets [Q]: the column of each query's positive. valid
+    [Q, M] bool: the documents that count for a query. margin: leave out negatives whose cosine is above the
+    positive's + margin.
 
     >>> e = torch.eye(2)
     >>> info_nce(e, e, torch.tensor([0, 1]), 1.0)        # log(1 + exp(0 - 1))
@@ -58,10 +60,11 @@ def info_nce(queries, documents, targets, temperature: float, valid=None, margin
 
 
 def without_close_negatives(cosine, targets, valid, margin: float):
-    """valid [Q, M] without the documents that a query likes better than its positive by more than the margin."""
+    """valid [Q, M] without the documents that a query likes better than its positive by more than the
+    margin."""
     own = cosine.gather(1, targets[:, None])                                             # [Q, 1]
     close = cosine > own + margin
-    close.scatter_(1, targets[:, None], False)                                           # the target always counts
+    close.scatter_(1, targets[:, None], False)                                   # the target always counts
     return ~close if valid is None else valid & ~close
 
 
@@ -84,18 +87,20 @@ def in_batch_accuracy(queries, documents, targets, valid):
 
 
 def spread(vectors):
-    """1 - |mean|^2 of unit rows [N, D]: the mean cosine distance over all pairs. 0 is collapse, 1 evenly spread."""
+    """1 - |mean|^2 of unit rows [N, D]: the mean cosine distance over all pairs. 0 is collapse, 1 evenly
+    spread."""
     return 1 - vectors.mean(0).square().sum()
 
 
 # ------------------------------------------------------------------------------------ the cached gradient
 
 def cached_gradient_idea(embed, chunks: list, loss) -> None:
-    """The idea in three steps (arXiv 2101.06983). `cached_gradients` below is this, and what a real run needs.
+    """The idea in three steps (arXiv 2101.06983). `cached_gradients` below is this, and what a real run
+    needs.
 
-    The loss needs all vectors at once, but not all graphs. By the chain rule, dL/dweights is the sum over chunks of
-    dL/dvectors times dvectors/dweights, so one chunk's graph in memory is enough.
-    embed: a chunk of texts -> vectors [n, D]. loss: all vectors [N, D] -> scalar. Adds to the weights' .grad.
+    The loss needs all vectors at once, but not all graphs. By the chain rule, dL/dweights is the sum over
+    chunks of dL/dvectors times dvectors/dweights, so one chunk's graph in memory is enough. embed: a chunk
+    of texts -> vectors [n, D]. loss: all vectors [N, D] -> scalar. Adds to the weights' .grad.
     """
     # 1. Embed all texts, without a graph.
     with torch.no_grad():
@@ -108,16 +113,16 @@ def cached_gradient_idea(embed, chunks: list, loss) -> None:
         embed(chunk).backward(its_gradient)
 
 
-# Why not accumulate gradients? In 64 batches of 32, a query would have the negatives of 32 queries, not of 2,048.
-# What does caching cost? One more forward. With LoRA a token costs 4 FLOPs for each of the base's P weights: 2P forward
-# and 2P backward, since frozen weights need no gradient of their own. The second forward makes it 6P.
-# What a real run adds:
+# Why not accumulate gradients? In 64 batches of 32, a query would have the negatives of 32 queries, not of
+# 2,048. What does caching cost? One more forward. With LoRA a token costs 4 FLOPs for each of the base's P
+# weights: 2P forward and 2P backward, since frozen weights need no gradient of their own. The second forward
+# makes it 6P. What a real run adds:
 # - Chunks hold texts of similar length, so the order changes: each chunk knows its texts' places among the N.
 # - Dropout must draw the same masks in both passes: `seed_chunk`.
 # - Where memory allows, the first chunks keep the graph of the first pass and need no second.
 # - Several GPUs. Each embeds its share of the texts and leaves zeros for the others', so that a sum over the ranks gives
-#   every rank all N vectors. Each computes the same loss and pushes its own texts' gradients through; then the weights'
-#   gradients are summed, once a step. DDP would sum them at every chunk's backward.
+# every rank all N vectors. Each computes the same loss and pushes its own texts' gradients through; then the
+# weights' gradients are summed, once a step. DDP would sum them at every chunk's backward.
 # - float16: the gradients are multiplied by a scale, or small ones would be zero.
 
 @dataclass
@@ -137,9 +142,9 @@ def seed_chunk(*key: int) -> None:
 def cached_gradients(embed, chunks: list[Chunk], vectors, loss, kept=0, key=(0,), scale=1.0):
     """Add to .grad the gradient of loss(vectors [N, D]), with one chunk's graph in memory at a time.
 
-    embed: token ids of n texts -> [n, D], in train mode. vectors: zeros [N, D]; they are filled here. kept: so many of
-    the first chunks keep their graph. key: (seed, step, rank), from which dropout is seeded. Of several ranks, each adds
-    what its own texts contribute. Returns the loss.
+    embed: token ids of n texts -> [n, D], in train mode. vectors: zeros [N, D]; they are filled here. kept:
+    so many of the first chunks keep their graph. key: (seed, step, rank), from which dropout is seeded. Of
+    several ranks, each adds what its own texts contribute. Returns the loss.
     """
     def embed_chunk(number):
         seed_chunk(*key, number)
@@ -172,7 +177,7 @@ def make_chunks(batch, tokens_per_chunk: int, device) -> list[Chunk]:
     lengths = [len(ids) for ids in batch.token_ids]
     groups = length_chunks(lengths, tokens_per_chunk)
     order = [i for group in groups for i in group]
-    indices = to_device(batch.indices[order], device)                                    # one copy for all chunks
+    indices = to_device(batch.indices[order], device)                            # one copy for all chunks
     chunks = []
     for group, its_indices in zip(groups, indices.split([len(group) for group in groups])):
         token_ids = [batch.token_ids[i] for i in group]
@@ -192,12 +197,13 @@ def chunks_to_keep(chunks: list[Chunk], keep_tokens: int) -> int:
 def plan_epoch(examples, batch_size: int, homogeneous: bool, seed: int, epoch: int) -> list:
     """The batches of one epoch as arrays of example numbers: a pure function of the arguments.
 
-    So a run that was stopped continues with the batches that it would have seen, and every rank knows the others'.
-    homogeneous: a batch holds one task type, so that its negatives are hard; what is left over is mixed.
+    So a run that was stopped continues with the batches that it would have seen, and every rank knows the
+    others'. homogeneous: a batch holds one task type, so that its negatives are hard; what is left over is
+    mixed.
     """
     rng = np.random.default_rng((seed, epoch))
     chosen = []
-    for file, share in enumerate(examples.shares):                   # of each file its share, drawn at each epoch
+    for file, share in enumerate(examples.shares):           # of each file its share, drawn at each epoch
         numbers = rng.permutation(np.flatnonzero(examples.files == file))
         chosen.append(numbers[:math.ceil(share * len(numbers))])
     chosen = rng.permutation(np.concatenate(chosen))
@@ -237,7 +243,8 @@ def with_instruction(example: dict, style: str) -> tuple[str, str]:
 
 
 def document_instruction(example: dict, args) -> str:
-    """Documents are bare in the paper. With --both-sides, those of symmetric tasks get the query's instruction."""
+    """Documents are bare in the paper. With --both-sides, those of symmetric tasks get the query's
+    instruction."""
     symmetric = example["type"] in ("sts", "bitext")
     if symmetric and args.both_sides and args.instruction == "task":
         return example["prompt"]
@@ -284,7 +291,8 @@ def prepare(examples, numbers, tokenize, args, step: int, part=0, parts=1) -> Ba
 
 
 def documents_that_count(examples, numbers, documents: list[str]) -> np.ndarray:
-    """The mask [Q, M]: False where any example calls the document a positive of the same instruction and query.
+    """The mask [Q, M]: False where any example calls the document a positive of the same instruction and
+    query.
 
     Such a document is no negative. The query's own positive stays True.
     """
@@ -314,7 +322,8 @@ def batches_ahead(examples, plan: list, first: int, tokenize, args):
 # ------------------------------------------------------------------------------------------------ one step
 
 def learning_rate(step: int, steps: int, args) -> float:
-    """Linear up to --lr over the warm-up, then linear down; it would be 0 after the last step. step counts from 0.
+    """Linear up to --lr over the warm-up, then linear down; it would be 0 after the last step. step counts
+    from 0.
 
     >>> from types import SimpleNamespace
     >>> [learning_rate(step, 6, SimpleNamespace(lr=1.0, warmup_steps=2)) for step in range(6)]
@@ -348,16 +357,16 @@ def training_step(run: Run, batch: Batch, started: float) -> dict:
     kept = chunks_to_keep(chunks, args.tokens_per_chunk if args.keep_tokens is None else args.keep_tokens)
     vectors = torch.zeros(batch.texts, run.embedder.decoder.config.hidden_size, device=device)
     scale = run.scaler.scale(torch.ones((), device=device))          # 1, except in float16
-    run.optimizer.zero_grad(set_to_none=False)                       # a rank without texts joins the sum, too
+    run.optimizer.zero_grad(set_to_none=False)                   # a rank without texts joins the sum, too
     value = cached_gradients(run.embedder.embed, chunks, vectors, loss, kept, (args.seed, step, rank()), scale)
-    counts = to_device(run.counts(batch, chunks, kept), device)      # for the log: tokens, and signals to stop
+    counts = to_device(run.counts(batch, chunks, kept), device)  # for the log: tokens, and signals to stop
     sum_over_ranks(*[parameter.grad for parameter in run.parameters], counts)
 
     lr = learning_rate(step, run.steps, args)
     run.optimizer.param_groups[0]["lr"] = lr
     run.scaler.unscale_(run.optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_(run.parameters, args.max_grad_norm or torch.inf)
-    run.scaler.step(run.optimizer)                                   # skips a step whose gradients overflowed
+    run.scaler.step(run.optimizer)                               # skips a step whose gradients overflowed
     run.scaler.update()
 
     queries, documents = vectors.tensor_split([batch.queries])
@@ -373,7 +382,8 @@ def training_step(run: Run, batch: Batch, started: float) -> dict:
 
 
 def worst_step(run: Run) -> None:
-    """The gradients of a step of the largest size, so that a GPU that is too small is full now and not in an hour.
+    """The gradients of a step of the largest size, so that a GPU that is too small is full now and not in an
+    hour.
 
     That is: graphs of as many tokens as may keep theirs, and the vectors and scores of a whole batch.
     """
@@ -475,7 +485,7 @@ def train(args) -> int:
             run.save()
         if run.stopping:
             break
-        started = time.perf_counter()                                # a step's time: waiting for its batch, not saving
+        started = time.perf_counter()                    # a step's time: waiting for its batch, not saving
     return run.finish()
 
 

@@ -1,8 +1,8 @@
-"""plumbing/checkpoint.py: model folders on disk. Hugging Face's config.json, safetensors and tokenizer.json, PEFT's
-two adapter files, and which folder is meant by a path.
+"""plumbing/checkpoint.py: model folders on disk. Hugging Face's config.json, safetensors and tokenizer.json,
+PEFT's two adapter files, and which folder is meant by a path.
 
-Nothing here knows the decoder's code: `load_weights` fills any module whose parameters bear the file's names. What
-this project does not compute is refused by name (plumbing/supported.py), never loaded wrongly.
+Nothing here knows the decoder's code: `load_weights` fills any module whose parameters bear the file's
+names. What this project does not compute is refused by name (plumbing/supported.py), never loaded wrongly.
 """
 import json
 import re
@@ -25,7 +25,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # ------------------------------------------------------------------------------------------------- config
 
 def read_config(path: Path, kinds: dict, **overrides) -> dict:
-    """The fields of a config.json that `kinds` {name: type} names, where they are missing with transformers' defaults.
+    """The fields of a config.json that `kinds` {name: type} names, where they are missing with transformers'
+    defaults.
 
     overrides: values in place of the file's. UserError names what is unsupported, missing or out of range.
     """
@@ -92,7 +93,8 @@ def open_safetensors(path: Path):
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of the weights: the single file first, as transformers does, since an index beside it may be old."""
+    """The files of the weights: the single file first, as transformers does, since an index beside it may be
+    old."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists() or not index.exists():
         return [single]
@@ -105,8 +107,8 @@ def weight_files(folder: Path) -> list[Path]:
 def load_weights(module, folder: Path, device, dtype) -> None:
     """Fill a module that stands on the meta device, tensor by tensor: there are never two copies in memory.
 
-    The names are Hugging Face's, with or without `model.` in front. A tensor without a parameter and a parameter
-    without a tensor are UserErrors.
+    The names are Hugging Face's, with or without `model.` in front. A tensor without a parameter and a
+    parameter without a tensor are UserErrors.
     """
     shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
     state, lm_head = {}, None
@@ -198,7 +200,8 @@ def read_adapter(folder: Path, projections) -> tuple[dict, dict[str, torch.Tenso
 
 
 def is_target(projection: str, target_modules) -> bool:
-    """Whether PEFT's target_modules name a projection: by a list of names or of their ends, or by an expression."""
+    """Whether PEFT's target_modules name a projection: by a list of names or of their ends, or by an
+    expression."""
     if isinstance(target_modules, str):
         part = "self_attn" if projection in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
         full_name = f"model.layers.0.{part}.{projection}"
@@ -207,7 +210,8 @@ def is_target(projection: str, target_modules) -> bool:
 
 
 def fill_lora(parameters: dict, tensors: dict, file: Path) -> None:
-    """Copy tensors into an adapter's parameters of the same names; UserError where names or shapes differ."""
+    """Copy tensors into an adapter's parameters of the same names; UserError where names or shapes
+    differ."""
     one_sided = sorted(parameters.keys() ^ tensors.keys())
     if one_sided:
         raise UserError(f"{file}: made for another model: {one_sided[0]} is on one side only")
@@ -244,8 +248,8 @@ def find_model(path, adapter=None) -> tuple[Path, Path | None]:
 def find_base(adapter: Path) -> Path:
     """The folder of the base model that an adapter names: as written, or below any folder above the adapter.
 
-    OWNER/NAME of the hub is looked for in models/OWNER/NAME, not in models/NAME: another owner's model of the same
-    name is another model.
+    OWNER/NAME of the hub is looked for in models/OWNER/NAME, not in models/NAME: another owner's model of
+    the same name is another model.
     """
     name = str(read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or "")
     if name:
@@ -268,7 +272,7 @@ def stored_pooling(folder: Path) -> str | None:
         return read_json(run).get("pooling") if run.exists() else None
     described = read_json(exported)
     check_known(exported, described, POOLING)
-    mode = described.get("pooling_mode")                # newer files name one mode, older ones have a flag for each
+    mode = described.get("pooling_mode")         # newer files name one mode, older ones have a flag for each
     known = []
     for name, flag in POOLINGS.items():
         if mode == flag.removesuffix("_tokens") or described.get(f"pooling_mode_{flag}"):
@@ -298,14 +302,16 @@ def pick_device(name=None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {name}: {str(error).splitlines()[0]}") from None
     if device.type == "cuda":
-        # From torch 2.11 on, attention prefers cuDNN on Hopper and newer, and cuDNN builds a plan for each shape that
-        # it has not seen: half a second or more, for each of the hundreds of (texts, length) that chunks bring.
+        # From torch 2.11 on, attention prefers cuDNN on Hopper and newer, and cuDNN builds a plan for each
+        # shape that it has not seen: half a second or more, for each of the hundreds of (texts, length) that
+        # chunks bring.
         torch.backends.cuda.enable_cudnn_sdp(False)
     return device
 
 
 def pick_dtype(name, device) -> torch.dtype:
-    """The named dtype, or the device's best: float32 on a CPU; bfloat16 on a GPU, or float16 where it lacks that."""
+    """The named dtype, or the device's best: float32 on a CPU; bfloat16 on a GPU, or float16 where it lacks
+    that."""
     if name is None:
         if device.type != "cuda":
             return torch.float32

@@ -1,8 +1,8 @@
 """plumbing/client.py: many requests to an OpenAI-compatible server, each tried until it is answered.
 
 The request itself stands in generate.py: its body, the POST, where the text is in what comes back. This file
-exists because servers fail: it retries with growing waits and obeys Retry-After, goes on without a field that
-a server does not take, never shows the API key, and asks from many threads. The books (what was asked,
+exists because servers fail: it retries with growing waits and obeys Retry-After, goes on without a field
+that a server does not take, never shows the API key, and asks from many threads. The books (what was asked,
 answered, paid) are the ledger's.
 """
 import email.utils
@@ -148,7 +148,8 @@ class Client:
 
     def read_answer(self, request: dict, message: str, body: dict, status: int,
                     content: bytes) -> dict | None:
-        """A response -> the row for raw.jsonl, or None: a field of the body was refused, and is now left out.
+        """A response -> the row for raw.jsonl, or None: a field of the body was refused, and is now left
+        out.
 
         Raises Retry for what may pass, UserError for what will not.
         """
@@ -225,7 +226,8 @@ def error_of(answer, content: str) -> tuple[str, str | None]:
 
 
 def retry_after(headers) -> float:
-    """Seconds that a response asks to wait, by a Retry-After in seconds or as an HTTP date; 0 if it does not.
+    """Seconds that a response asks to wait, by a Retry-After in seconds or as an HTTP date; 0 if it does
+    not.
 
     >>> retry_after({"Retry-After": "7"}), retry_after({})
     (7.0, 0.0)
@@ -270,7 +272,8 @@ def ask_all(todo, total: int, client: Client, what="requests") -> None:
 class Threads:
     """The threads of one ask_all, and how far they have come.
 
-    Daemons, not a ThreadPoolExecutor: Python would wait for an executor's threads even after a second Ctrl-C.
+    Daemons, not a ThreadPoolExecutor: Python would wait for an executor's threads even after a second
+    Ctrl-C.
     """
 
     def __init__(self, todo, total: int, client: Client):

@@ -37,9 +37,9 @@ COUNTS = ("tokens", "padded", "forward", "backward", "full", "signals")       # 
 class Run:
     """A training run at one of its steps.
 
-    args: train.py's flags. step: steps done. steps: all that are planned. parameters: LoRA's, as the optimizer has
-    them. scaler: of the loss in float16, else idle. weights: parameters in the base's matrix products. peak: FLOP/s of
-    all GPUs together, 0 where unknown.
+    args: train.py's flags. step: steps done. steps: all that are planned. parameters: LoRA's, as the
+    optimizer has them. scaler: of the loss in float16, else idle. weights: parameters in the base's matrix
+    products. peak: FLOP/s of all GPUs together, 0 where unknown.
     """
 
     def __init__(self, args, embedder, optimizer, examples, steps: int):
@@ -57,8 +57,8 @@ class Run:
         self.stopping = False                                                  # whether any rank had one
         check_trained(decoder)
 
-        # Gradients and moments exist from the start: a checkpoint fills them, memory counts them, and a rank without
-        # texts still joins the sum.
+        # Gradients and moments exist from the start: a checkpoint fills them, memory counts them, and a rank
+        # without texts still joins the sum.
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
             optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device),
@@ -87,7 +87,7 @@ class Run:
             except (UserError, OSError) as error:
                 refusal = str(error)
         refusal, resuming = agree((refusal, resuming))
-        check(refusal is None, refusal)                                        # every rank says it and leaves
+        check(refusal is None, refusal)                                      # every rank says it and leaves
         if resuming:
             self.load()
         if rank() == 0:
@@ -185,21 +185,22 @@ class Run:
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         if rank() == 0:
-            self.embedder.save_adapter(self.folder)                            # a kill may have come before it
+            self.embedder.save_adapter(self.folder)                          # a kill may have come before it
 
     # -------------------------------------------------------------------------------------- each step
 
     def note_signal(self, number: int) -> None:
-        """Remember a signal, for the end of the step. make, torchrun and the terminal may each send the same one, so a
-        second one at once means nothing; a second Ctrl-C after two seconds leaves without a checkpoint."""
+        """Remember a signal, for the end of the step. make, torchrun and the terminal may each send the same
+        one, so a second one at once means nothing; a second Ctrl-C after two seconds leaves without a
+        checkpoint."""
         now = time.monotonic()
         if self.signals and number == signal.SIGINT and now - self.signals[0][1] > 2:
             sys.exit(128 + number)
         self.signals.append((number, now))
 
     def counts(self, batch, chunks: list, kept: int) -> torch.Tensor:
-        """What this rank adds to the step's COUNTS, on the CPU: real tokens, padded ones, those that went forward and
-        backward, texts that fill --max-length, and signals to stop."""
+        """What this rank adds to the step's COUNTS, on the CPU: real tokens, padded ones, those that went
+        forward and backward, texts that fill --max-length, and signals to stop."""
         padded = sum(chunk.tokens for chunk in chunks)
         forward = padded + sum(chunk.tokens for chunk in chunks[kept:])        # pass two embeds these again
         if self.args.activation_checkpointing:
@@ -209,8 +210,8 @@ class Run:
         return torch.tensor([sum(lengths), padded, forward, padded, full, len(self.signals)], dtype=torch.float32)
 
     def line(self, figures: dict, counts: torch.Tensor, lr: float, started: float) -> dict:
-        """A step's line of the log. figures: scalars on the device. counts: summed over the ranks. started: in the
-        seconds of time.perf_counter.
+        """A step's line of the log. figures: scalars on the device. counts: summed over the ranks. started:
+        in the seconds of time.perf_counter.
 
         All numbers come from the device in one message, for which the host waits: the only time in a step.
         """
@@ -220,7 +221,8 @@ class Run:
         line = {"step": self.step, **dict(zip(figures, numbers)), "lr": lr, "seconds": seconds,
                 "tokens": int(count["tokens"]), "tokens_per_second": count["tokens"] / seconds,
                 "padding": 1 - count["tokens"] / count["padded"], "full_texts": int(count["full"])}
-        if self.peak:       # a token costs 2 FLOPs a weight forward, and 2 backward: the base has no weight gradient
+        # a token costs 2 FLOPs a weight forward, and 2 backward: the base has no weight gradient
+        if self.peak:
             line["mfu"] = 2 * self.weights * (count["forward"] + count["backward"]) / seconds / self.peak
             line["mfu_useful"] = 4 * self.weights * count["tokens"] / seconds / self.peak
         self.stopping = count["signals"] > 0                                   # the same on every rank
@@ -231,7 +233,8 @@ class Run:
     def check_finite(self, line: dict, batch) -> None:
         """End the run where loss or gradient is NaN or infinite, with a list of the batch's examples.
 
-        In float16 a gradient may overflow: the scaler skips the step and halves its scale. Below 1 it helps no more.
+        In float16 a gradient may overflow: the scaler skips the step and halves its scale. Below 1 it helps
+        no more.
         """
         scaled = self.scaler.is_enabled()
         check(not scaled or line["scale"] >= 1,
@@ -291,7 +294,8 @@ def refusal_to_replace(folder: Path, resume: bool, changed: list[str]) -> str:
 
 
 def empty(folder: Path) -> None:
-    """Remove all that a run's folder holds, config.json last: until then the same command can be given again."""
+    """Remove all that a run's folder holds, config.json last: until then the same command can be given
+    again."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -307,7 +311,7 @@ def drop_lines_past(log: Path, step: int) -> None:
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             past = not line.endswith("\n") or json.loads(line)["step"] > step
-        except (ValueError, TypeError, KeyError):                              # torn by a full disk or a kill
+        except (ValueError, TypeError, KeyError):                            # torn by a full disk or a kill
             past = True
         if past:
             break
@@ -316,8 +320,8 @@ def drop_lines_past(log: Path, step: int) -> None:
 
 
 def check_trained(decoder) -> None:
-    """What is trained is the adapter and all of it: rank * (in + out) for each projection that has one, which makes
-    41,943,040 for Mistral-7B at rank 16."""
+    """What is trained is the adapter and all of it: rank * (in + out) for each projection that has one,
+    which makes 41,943,040 for Mistral-7B at rank 16."""
     names = decoder.lora["target_modules"]
     adapted = [module for name, module in decoder.named_modules() if name.rsplit(".", 1)[-1] in names]
     wanted = sum(decoder.lora["r"] * sum(projection.weight.shape) for projection in adapted)

@@ -1,8 +1,9 @@
-"""plumbing/supported.py: what model and adapter folders may say. Known keys with known values pass; a key that is not
-known is refused by name, unless it is empty. A key that nobody read would be a wrong vector without a word.
+"""plumbing/supported.py: what model and adapter folders may say. Known keys with known values pass; a key
+that is not known is refused by name, unless it is empty. A key that nobody read would be a wrong vector
+without a word.
 
-Each table maps a key to the values that are computed here, or to ANY, where the value is checked elsewhere or changes
-no number.
+Each table maps a key to the values that are computed here, or to ANY, where the value is checked elsewhere
+or changes no number.
 """
 from pathlib import Path
 
@@ -44,7 +45,7 @@ ADAPTER = {                                     # adapter_config.json
     "inference_mode": ANY, "exclude_modules": ANY, "layers_pattern": ANY, "loftq_config": ANY, "eva_config": ANY,
     "megatron_core": ANY, "qalora_group_size": ANY, "runtime_config": ANY,
 }
-POOLING = {                                     # 1_Pooling/config.json; which mode it names is checked elsewhere
+POOLING = {                              # 1_Pooling/config.json; which mode it names is checked elsewhere
     "word_embedding_dimension": ANY, "embedding_dimension": ANY, "pooling_mode": ANY, "include_prompt": ANY,
     "pooling_mode_lasttoken": ANY, "pooling_mode_mean_tokens": ANY, "pooling_mode_weightedmean_tokens": ANY,
 }
@@ -83,7 +84,8 @@ def check_config(path: Path, raw: dict) -> None:
 
 
 def check_modules(path: Path, modules: list) -> None:
-    """Refuse an exported folder whose steps, by modules.json, are others than a decoder, pooling and a norm."""
+    """Refuse an exported folder whose steps, by modules.json, are others than a decoder, pooling and a
+    norm."""
     for module in modules:
         kind = str(module.get("type") if isinstance(module, dict) else module)
         check(kind.rsplit(".", 1)[-1] in MODULES, f"{path}: a module of type {kind}: not supported here")

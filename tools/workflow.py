@@ -133,7 +133,7 @@ def base_folder(typed: Variables) -> Path:
             return folder
     check(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name),
           f"BASE={name}: neither smollm2-135m, nor owner/name on the hub, nor the folder of a model")
-    return Path("models", name.split("/")[1])
+    return Path("models", name)
 
 
 def get_base(typed: Variables) -> Path:

