@@ -19,6 +19,7 @@ from plumbing.files import write_json
 from scripts import ROOT, complaint
 from tiny import random_model, relative, save, tiny_config
 from tools.models import export
+from tools.workflow import DEFAULTS
 
 MAX_LENGTH = 48
 TEXTS = ["", "a", "Hello world", "naïve café · Быстрая лиса · 我喜欢在周末看书 · مرحبا", "🙂🚀 👨‍👩‍👧 🇩🇪",
@@ -211,7 +212,7 @@ def test_a_base_has_no_adapter_to_write(base, tmp_path, capsys):
 def test_the_shipped_adapter_fits_the_default_base():
     folder = ROOT / "data" / "adapter"
     described = json.loads((folder / "adapter_config.json").read_text())
-    layers = re.search(r"^LAYERS +\?= (\d+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    layers = DEFAULTS["LAYERS"]
     assert described["base_model_name_or_path"] == f"models/smollm2-135m-l{layers}"
     tensors = load_file(folder / "adapter_model.safetensors")
     sizes = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
