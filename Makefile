@@ -55,7 +55,7 @@ clean:  ## remove what `make` made; environment, base models, other runs and liv
 	rm -rf runs/demo results/demo.json results/demo-*.json data/synthetic.jsonl .pytest_cache .hypothesis
 	rm -f data/synthetic/report.json data/synthetic/.finished
 	find . -path ./$(VENV) -prune -o -name __pycache__ -prune -exec rm -rf {} +
-	-@rmdir data/synthetic 2>/dev/null
+	@rmdir data/synthetic 2>/dev/null || true
 
 help:  ## this list, and the variables with their defaults
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "%-12s%s\n", $$1, $$2 }' Makefile

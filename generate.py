@@ -1,4 +1,4 @@
-"""generate.py: prompts -> training data, written by an LLM (arXiv 2401.00368, section 3.1 and appendix C).
+"""generate.py: prompts -> training data, written by an LLM (arXiv 2401.00368, section 3.1).
 
     python generate.py --replay data/recorded.jsonl.gz     # recorded answers -> data/synthetic.jsonl
     export OPENAI_API_KEY=... OPENAI_BASE_URL=https://...  # any server with OpenAI's API; OpenAI if unset
@@ -202,7 +202,8 @@ def brainstorm_at(kind, k, seed, prompts, models) -> dict:
 
 # ------------------------------------------------------------------------------ step 1: brainstorm the tasks
 #
-# One answer lists about 20 tasks, and later answers repeat earlier ones more and more.
+# One answer lists about 20 tasks, and later answers repeat earlier ones more and more. A type's pool is what
+# its brainstorms 0, 1, 2, ... bring.
 
 def pool_of(answers, size, patience) -> tuple[list, bool]:
     """The answers to one type's brainstorms -> (the tasks in them, each once; whether the pool is complete).
@@ -351,29 +352,32 @@ def make_example(row, prompts) -> tuple[dict, str]:
     keys = prompts["task_types"][kind]["keys"]             # of query, positive and, mostly, hard negative
     value, how = parse_object(row["response"], keys, row.get("finish_reason"))
     texts = [value[key].strip() for key in keys]
-    query, *documents = texts
+    query, *documents = texts                              # documents: the positive, the hard negative
 
+    # what no text may be
     reject_if(not all(texts), "empty text")
     reject_if(any(len(text) > MAX_CHARS for text in texts), "too long")
     reject_if(any(bad_characters(text) for text in texts), "bad characters")
     reject_if(any(repetitive(text) for text in texts), "repetition")
+
+    # what would teach to copy
     different = {normalize(text) for text in texts}
     reject_if(len(different) < len(texts), "copy between fields")
     label_in_query = kind == "long-short" and any(contains_label(query, label) for label in documents)
     reject_if(label_in_query, "label in input")
-
     message = normalize(render(prompts, "generate", kind, params))
     own_words = [query] if kind == "long-short" else texts     # a label may stand in the prompt
     copied = [text for text in own_words if len(text) > 20 and normalize(text) in message]
     reject_if(copied, "copy of the prompt")
 
+    # another language than was asked for, as far as its script shows
     languages = languages_of(kind, params)
     query_scripts = prompts["scripts"].get(languages[0], ["LATIN"])
     document_scripts = prompts["scripts"].get(languages[-1], ["LATIN"])
     reject_if(wrong_script(query, query_scripts), "wrong script")
     reject_if(any(wrong_script(text, document_scripts) for text in documents), "wrong script")
-    # One by one, short texts are too short to tell.
-    reject_if(kind != "bitext" and wrong_script("".join(texts), query_scripts), "wrong script")
+    all_together = "".join(texts)                          # one by one, short texts are too short to tell
+    reject_if(kind != "bitext" and wrong_script(all_together, query_scripts), "wrong script")
 
     example = {"prompt": INSTRUCTIONS.get(kind) or params["task"],
                "query": query,

@@ -4,7 +4,8 @@
     files       JSON and JSON lines in, whole files out, logs that survive a kill
     ranks       several processes as one, under torchrun
 
-    checkpoint  model folders and adapters on disk, and what is refused in them
+    checkpoint  model folders and adapters on disk
+    supported   what these folders may say, and what is refused
     examples    training examples, out of files of any size
     run         a training run's folder, checkpoints, log and signals
 

@@ -30,7 +30,8 @@ def reject_if(condition, reason: str) -> None:
 # -------------------------------------------------------------------------------- the object in an answer
 
 def parse_object(text: str, keys: list[str], finish_reason: str | None = None) -> tuple[dict, str]:
-    """The first object in an answer that has all the keys -> (object, clean | in prose | repaired | doubled).
+    """The first object in an answer that has all the keys -> (object, clean | in prose | repaired |
+    doubled).
 
     Raises Reject if there is none, or if it has more keys or a value that is no string.
 
@@ -79,11 +80,12 @@ def after_thinking(text: str) -> str:
 
 # ---------------------------------------------------------------------------------------- repair of JSON
 
-DECODER = json.JSONDecoder(strict=False)            # takes raw line breaks inside strings, the commonest slip
+DECODER = json.JSONDecoder(strict=False)         # takes raw line breaks inside strings, the commonest slip
 
 
 def string_pattern(repeat: str) -> str:
-    """A regular expression for a string literal in either kind of quotes; its two groups hold what is inside.
+    """A regular expression for a string literal in either kind of quotes; its two groups hold what is
+    inside.
 
     The string ends at the first quote of its kind behind which JSON could go on, so quotes inside need no
     escape. repeat: how many characters, "*" for any number. (?>...) is atomic: once a string has matched, a
@@ -193,7 +195,8 @@ def bad_characters(text: str) -> bool:
 
 
 def repetitive(text: str) -> bool:
-    """Whether it repeats itself over and over: zlib shrinks it to a tenth, and prose to a half or a third."""
+    """Whether it repeats itself over and over: zlib shrinks it to a tenth, and prose to a half or a
+    third."""
     if len(text) <= 300:
         return False
     raw = text.encode()

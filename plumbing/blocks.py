@@ -21,7 +21,7 @@ class BlockEncoder:
         self.embedder, self.cache, self.batch_tokens = embedder, cache, batch_tokens
         self.size = embedder.encode(PROBE[:1]).shape[1]      # D, whatever the text
         self.texts = 0                                       # embedded by this rank since take_counts
-        self.truncated = 0                                   # of these, longer than the embedder's max_length
+        self.truncated = 0                               # of these, longer than the embedder's max_length
 
     def encode(self, pairs: list[Pair], label: str, alone=False) -> torch.Tensor:
         """-> [n, D] on the CPU, in the order of the pairs, not normalised.

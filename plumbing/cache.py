@@ -43,7 +43,8 @@ class VectorCache:
         return self.folder / key[:2] / f"{key}.npz"
 
     def get(self, pairs: list[tuple[str, str]]) -> tuple[torch.Tensor, int] | None:
-        """(vectors [n, D], number of truncated texts) as put for these (instruction, text) pairs, or None."""
+        """(vectors [n, D], number of truncated texts) as put for these (instruction, text) pairs, or
+        None."""
         with suppress(Exception), np.load(self.path(pairs)) as file:     # absent, or damaged in many ways
             return torch.from_numpy(file["vectors"]), int(file["cut"])
         return None

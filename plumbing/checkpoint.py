@@ -1,8 +1,8 @@
-"""plumbing/checkpoint.py: model folders on disk. Hugging Face's config.json, safetensors and tokenizer.json, PEFT's
-two adapter files, and which folder is meant by a path.
+"""plumbing/checkpoint.py: model folders on disk. Hugging Face's config.json, safetensors and tokenizer.json,
+PEFT's two adapter files, and which folder is meant by a path.
 
-Nothing here knows the decoder's code: `load_weights` fills any module whose parameters bear the file's names. What
-this project does not compute is refused by name, never loaded wrongly.
+Nothing here knows the decoder's code: `load_weights` fills any module whose parameters bear the file's
+names. What this project does not compute is refused by name (plumbing/supported.py), never loaded wrongly.
 """
 import json
 import re
@@ -14,50 +14,24 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from plumbing.errors import UserError, check
-from plumbing.files import fits, read_json, replace_file, write_text
+from plumbing.files import OPTIONAL, fits, read_json, read_list, replace_file, write_text
+from plumbing.supported import ADAPTER, POOLING, TRANSFORMER, check_config, check_known, check_modules
 
 # The values of --pooling, and what sentence-transformers calls them.
 POOLINGS = {"last": "lasttoken", "mean": "mean_tokens", "weighted-mean": "weightedmean_tokens"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-# Keys of adapter_config.json that change what an adapter computes: refused, unless they are empty.
-ADAPTER_EXTRAS = (
-    "use_dora", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
-    "layers_to_transform", "layer_replication", "trainable_token_indices", "target_parameters", "use_qalora",
-    "alora_invocation_tokens", "use_bdlora", "velora_config", "kasa_config", "monteclora_config", "arrow_config",
-)
-# Starts of an adapter that leave the base's own weights alone; PiSSA and its like do not.
-ADAPTER_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-
 
 # ------------------------------------------------------------------------------------------------- config
 
-def unsupported(raw: dict) -> list[str]:
-    """What a config.json asks for that the decoder does not compute, in words."""
-    ropes = [raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}]
-    reasons = []
-    if raw.get("model_type") not in ("mistral", "llama"):
-        reasons.append(f"model_type {raw.get('model_type')!r} (only mistral and llama are)")
-    if raw.get("attention_bias") or raw.get("mlp_bias"):
-        reasons.append("biases")
-    if not all(isinstance(rope, dict) and {rope.get("rope_type"), rope.get("type")} <= {None, "default"}
-               for rope in ropes):
-        reasons.append("scaled RoPE")
-    if raw.get("quantization_config"):
-        reasons.append("quantised weights")
-    if raw.get("hidden_act", "silu") != "silu":
-        reasons.append(f"activation {raw['hidden_act']!r}")
-    return reasons
-
-
 def read_config(path: Path, kinds: dict, **overrides) -> dict:
-    """The fields of a config.json that `kinds` {name: type} names, where they are missing with transformers' defaults.
+    """The fields of a config.json that `kinds` {name: type} names, where they are missing with transformers'
+    defaults.
 
     overrides: values in place of the file's. UserError names what is unsupported, missing or out of range.
     """
     raw = read_json(path)
-    for reason in unsupported(raw):
-        raise UserError(f"{path}: {reason}: not supported here")
+    check_config(path, raw)
     for name in overrides:
         check(name in kinds, f"{name}: no setting of a model; there are {', '.join(kinds)}")
 
@@ -65,8 +39,8 @@ def read_config(path: Path, kinds: dict, **overrides) -> dict:
     defaults = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False,
                 "bos_token_id": 1, "eos_token_id": 2}
     config = {name: raw.get(name, defaults.get(name)) for name in kinds}
-    rope = raw.get("rope_parameters") or {}
-    config["rope_theta"] = rope.get("rope_theta", config["rope_theta"])           # where transformers 5 writes it
+    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}            # in transformers' order
+    config["rope_theta"] = rope.get("rope_theta", config["rope_theta"])
     if not mistral:
         config["sliding_window"] = None
     if not config["num_key_value_heads"]:
@@ -119,9 +93,11 @@ def open_safetensors(path: Path):
 
 
 def weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return [folder / "model.safetensors"]
+    """The files of the weights: the single file first, as transformers does, since an index beside it may be
+    old."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists() or not index.exists():
+        return [single]
     weight_map = read_json(index).get("weight_map")
     check(isinstance(weight_map, dict) and fits(list(weight_map.values()), [str]),
           f"{index}: its weight_map does not map tensors to the names of files")
@@ -131,8 +107,8 @@ def weight_files(folder: Path) -> list[Path]:
 def load_weights(module, folder: Path, device, dtype) -> None:
     """Fill a module that stands on the meta device, tensor by tensor: there are never two copies in memory.
 
-    The names are Hugging Face's, with or without `model.` in front. A tensor without a parameter and a parameter
-    without a tensor are UserErrors.
+    The names are Hugging Face's, with or without `model.` in front. A tensor without a parameter and a
+    parameter without a tensor are UserErrors.
     """
     shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
     state, lm_head = {}, None
@@ -197,19 +173,11 @@ def read_adapter(folder: Path, projections) -> tuple[dict, dict[str, torch.Tenso
     """PEFT's two files -> (arguments of Decoder.add_lora, {"layers.0.self_attn.q_proj.lora_A": tensor})."""
     path = folder / "adapter_config.json"
     raw = read_json(path)
-    start = raw.get("init_lora_weights", True)
+    check_known(path, {"peft_type": None} | raw, ADAPTER)
     rank, alpha, dropout = raw.get("r"), raw.get("lora_alpha"), raw.get("lora_dropout", 0.0)
-    rules = {
-        f"peft_type {raw.get('peft_type')!r}": raw.get("peft_type") == "LORA",
-        "bias": raw.get("bias", "none") == "none",
-        f"init_lora_weights {start!r}": start in ADAPTER_STARTS,
-        f"r {rank!r}": fits(rank, int) and rank > 0,
-        f"lora_alpha {alpha!r}": fits(alpha, float) and alpha > 0,
-        f"lora_dropout {dropout!r}": fits(dropout, float) and 0 <= dropout < 1,
-    }
-    rules |= {key: not raw.get(key) for key in ADAPTER_EXTRAS}
-    for what, good in rules.items():
-        check(good, f"{path}: {what}: not supported here")
+    check(fits(rank, int) and rank > 0, f"{path}: r {rank!r}: a whole number above 0 is wanted")
+    check(fits(alpha, float) and alpha > 0, f"{path}: lora_alpha {alpha!r}: a number above 0 is wanted")
+    check(fits(dropout, float) and 0 <= dropout < 1, f"{path}: lora_dropout {dropout!r}: at least 0 and below 1")
 
     file = folder / "adapter_model.safetensors"
     pattern = re.compile(r"(?:base_model\.model\.)?(?:model\.)?(layers\.\d+\.\w+\.(\w+)\.lora_[AB])\.weight")
@@ -222,13 +190,28 @@ def read_adapter(folder: Path, projections) -> tuple[dict, dict[str, torch.Tenso
             check_stored(stored.get_slice(key), key, file)
             tensors[match[1]] = stored.get_tensor(key)
             targets.add(match[2])
+    check(tensors, f"{file}: holds no tensor: save the adapter again (it would change no vector)")
+    for name in projections:
+        check(name in targets or not is_target(name, raw.get("target_modules")),
+              f"{file}: no tensor of {name}, which target_modules in {path.name} names: save the adapter again")
     settings = {"rank": rank, "alpha": alpha, "dropout": dropout, "targets": tuple(targets),
                 "rslora": bool(raw.get("use_rslora"))}
     return settings, tensors
 
 
+def is_target(projection: str, target_modules) -> bool:
+    """Whether PEFT's target_modules name a projection: by a list of names or of their ends, or by an
+    expression."""
+    if isinstance(target_modules, str):
+        part = "self_attn" if projection in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
+        full_name = f"model.layers.0.{part}.{projection}"
+        return target_modules == "all-linear" or bool(re.fullmatch(target_modules, full_name))
+    return any(str(name).rsplit(".", 1)[-1] == projection for name in target_modules or ())
+
+
 def fill_lora(parameters: dict, tensors: dict, file: Path) -> None:
-    """Copy tensors into an adapter's parameters of the same names; UserError where names or shapes differ."""
+    """Copy tensors into an adapter's parameters of the same names; UserError where names or shapes
+    differ."""
     one_sided = sorted(parameters.keys() ^ tensors.keys())
     if one_sided:
         raise UserError(f"{file}: made for another model: {one_sided[0]} is on one side only")
@@ -263,11 +246,15 @@ def find_model(path, adapter=None) -> tuple[Path, Path | None]:
 
 
 def find_base(adapter: Path) -> Path:
-    """The folder of the base model that an adapter names: as written, or below any folder above the adapter."""
+    """The folder of the base model that an adapter names: as written, or below any folder above the adapter.
+
+    OWNER/NAME of the hub is looked for in models/OWNER/NAME, not in models/NAME: another owner's model of
+    the same name is another model.
+    """
     name = str(read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or "")
     if name:
         for start in (Path(), *adapter.resolve().parents):
-            for folder in (start / name, start / "models" / name.rsplit("/", 1)[-1]):
+            for folder in (start / name, start / "models" / name):
                 if (folder / "config.json").exists():
                     return folder
     made_here = name.startswith("models/")              # by `make base`, from wherever
@@ -279,16 +266,31 @@ def find_base(adapter: Path) -> Path:
 def stored_pooling(folder: Path) -> str | None:
     """How a run, an adapter or an exported folder was pooled; None where it does not say."""
     exported, run = folder / "1_Pooling" / "config.json", folder / "config.json"
+    if (folder / "modules.json").exists():
+        check_modules(folder / "modules.json", read_list(folder / "modules.json"))
     if not exported.exists():
         return read_json(run).get("pooling") if run.exists() else None
     described = read_json(exported)
-    mode = described.get("pooling_mode")                # newer files name one mode, older ones have a flag for each
+    check_known(exported, described, POOLING)
+    mode = described.get("pooling_mode")         # newer files name one mode, older ones have a flag for each
     known = []
     for name, flag in POOLINGS.items():
         if mode == flag.removesuffix("_tokens") or described.get(f"pooling_mode_{flag}"):
             known.append(name)
     check(len(known) == 1, f"{exported}: names no pooling that is here: give pooling={' or '.join(POOLINGS)}")
+    check(known == ["last"] or described.get("include_prompt") in (None, True),
+          f"{exported}: include_prompt false: a mean without the instruction's tokens is not supported here")
     return known[0]
+
+
+def stored_max_length(folder: Path) -> int | None:
+    """The most tokens a text of an exported folder; None where it does not say."""
+    path = folder / "sentence_bert_config.json"
+    if not path.exists():
+        return None
+    described = read_json(path, {"max_seq_length": (int, OPTIONAL)})
+    check_known(path, described, TRANSFORMER)
+    return described.get("max_seq_length")
 
 
 def pick_device(name=None) -> torch.device:
@@ -296,14 +298,20 @@ def pick_device(name=None) -> torch.device:
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)                   # a device that is not there fails here, not later
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()            # a device that is not there fails here, not later
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {name}: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda":
+        # From torch 2.11 on, attention prefers cuDNN on Hopper and newer, and cuDNN builds a plan for each
+        # shape that it has not seen: half a second or more, for each of the hundreds of (texts, length) that
+        # chunks bring.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return device
 
 
 def pick_dtype(name, device) -> torch.dtype:
-    """The named dtype, or the device's best: float32 on a CPU; bfloat16 on a GPU, or float16 where it lacks that."""
+    """The named dtype, or the device's best: float32 on a CPU; bfloat16 on a GPU, or float16 where it lacks
+    that."""
     if name is None:
         if device.type != "cuda":
             return torch.float32

@@ -1,8 +1,8 @@
 """plumbing/client.py: many requests to an OpenAI-compatible server, each tried until it is answered.
 
 The request itself stands in generate.py: its body, the POST, where the text is in what comes back. This file
-exists because servers fail: it retries with growing waits and obeys Retry-After, goes on without a field that
-a server does not take, never shows the API key, and asks from many threads. The books (what was asked,
+exists because servers fail: it retries with growing waits and obeys Retry-After, goes on without a field
+that a server does not take, never shows the API key, and asks from many threads. The books (what was asked,
 answered, paid) are the ledger's.
 """
 import email.utils
@@ -19,7 +19,7 @@ from collections import defaultdict
 import requests
 import urllib3
 
-from plumbing.errors import UserError, blame, check
+from plumbing.errors import UserError, check
 from plumbing.ledger import Stopping, estimate_tokens, most_tokens
 
 RETRY = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
@@ -50,8 +50,7 @@ class Client:
         self.problem = ""                          # the last one, for the progress line
         self.not_before = 0.0                      # time.monotonic() before which no thread may ask
         self.key = os.environ.get("OPENAI_API_KEY", "").strip()
-        with blame("OPENAI_BASE_URL", "it must look like https://host/v1"):
-            base = urllib.parse.urlsplit(os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1")
+        base = split_address(os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1")
         self.address = f"{base.scheme}://{base.netloc}{base.path}"     # no query: it may hold a secret
         self.check_settings(base)
         self.url = base._replace(path=base.path.rstrip("/") + "/chat/completions").geturl()
@@ -64,8 +63,6 @@ class Client:
 
     def check_settings(self, base):
         """Refuse an address or a key that cannot work, or that would give the key away."""
-        check(base.scheme in ("http", "https") and base.hostname and not base.username and not base.password,
-              "OPENAI_BASE_URL must look like https://host/v1; a key goes into OPENAI_API_KEY")
         check(self.key.isascii() and self.key.isprintable(),
               "OPENAI_API_KEY holds a character that no key has: copy it again")
         check(self.key or base.hostname != "api.openai.com",
@@ -151,7 +148,8 @@ class Client:
 
     def read_answer(self, request: dict, message: str, body: dict, status: int,
                     content: bytes) -> dict | None:
-        """A response -> the row for raw.jsonl, or None: a field of the body was refused, and is now left out.
+        """A response -> the row for raw.jsonl, or None: a field of the body was refused, and is now left
+        out.
 
         Raises Retry for what may pass, UserError for what will not.
         """
@@ -207,6 +205,18 @@ class Client:
         self.ledger.stop.wait(seconds)
 
 
+def split_address(address: str):
+    """OPENAI_BASE_URL in its parts. What is wrong with it is not told: it may hold a secret."""
+    refusal = "OPENAI_BASE_URL must look like https://host/v1; a key goes into OPENAI_API_KEY"
+    try:
+        base = urllib.parse.urlsplit(address)
+    except ValueError:
+        raise UserError(refusal) from None
+    check(base.scheme in ("http", "https") and base.hostname, refusal)
+    check(not base.username and not base.password, refusal)
+    return base
+
+
 def error_of(answer, content: str) -> tuple[str, str | None]:
     """(message, code) of a server's error, {"error": {"message", "code" or "type"}}; else all it sent."""
     error = answer.get("error") if isinstance(answer, dict) else None
@@ -216,7 +226,8 @@ def error_of(answer, content: str) -> tuple[str, str | None]:
 
 
 def retry_after(headers) -> float:
-    """Seconds that a response asks to wait, by a Retry-After in seconds or as an HTTP date; 0 if it does not.
+    """Seconds that a response asks to wait, by a Retry-After in seconds or as an HTTP date; 0 if it does
+    not.
 
     >>> retry_after({"Retry-After": "7"}), retry_after({})
     (7.0, 0.0)
@@ -261,7 +272,8 @@ def ask_all(todo, total: int, client: Client, what="requests") -> None:
 class Threads:
     """The threads of one ask_all, and how far they have come.
 
-    Daemons, not a ThreadPoolExecutor: Python would wait for an executor's threads even after a second Ctrl-C.
+    Daemons, not a ThreadPoolExecutor: Python would wait for an executor's threads even after a second
+    Ctrl-C.
     """
 
     def __init__(self, todo, total: int, client: Client):
@@ -322,8 +334,8 @@ class Threads:
             spent = self.ledger.spent + self.ledger.lost
         rate = self.answered / (time.monotonic() - self.begun)
         left = self.total - self.answered - self.unanswered
-        minutes, seconds = divmod(round(left / rate) if rate else 0, 60)
-        hours, minutes = divmod(minutes, 60)
+        seconds = round(left / rate) if rate else 0
+        hours, minutes, seconds = seconds // 3600, seconds // 60 % 60, seconds % 60
         line = (f"{self.answered:,} of {self.total:,}, {rate:.1f}/s, {spent.total():,} tokens, "
                 f"${self.ledger.cost(spent):.2f}, {hours}:{minutes:02}:{seconds:02} left")
         if self.client.problem:

@@ -1,7 +1,8 @@
-"""plumbing/errors.py: how a script refuses. One line on stderr that says what, where and the way out; exit code 2.
+"""plumbing/errors.py: how a script refuses. One line on stderr that says what, where and the way out; exit
+code 2.
 
-A lesson guards itself with `check` alone, and `Parser` makes the same one line of every bad flag. `command` is the
-one place that prints an error and ends the process. The bounds of a flag are its type:
+A lesson guards itself with `check` alone, and `Parser` makes the same one line of every bad flag. `command`
+is the one place that prints an error and ends the process. The bounds of a flag are its type:
 
     add("--lr", type=positive(float))        add("--seed", type=at_least_0(int))        add("--share", type=share)
 
@@ -26,10 +27,13 @@ def check(condition, message: str) -> None:
 
 
 def check_texts(texts: list[str], prompts: list[str]) -> None:
-    """Texts to embed, each with its prompt. TypeError for one string in place of a list, which would be embedded
-    letter by letter; UserError for what is no text: half a surrogate pair is a str in Python, but not UTF-8."""
-    if isinstance(texts, str):
+    """Texts to embed, each with its prompt. TypeError for one string in place of a list, which would be
+    embedded letter by letter; UserError for what is no text: half a surrogate pair is a str in Python, but
+    not UTF-8."""
+    if isinstance(texts, str) or not hasattr(texts, "__len__"):
         raise TypeError("texts: a list of texts; write [text] for one")
+    if not hasattr(prompts, "__len__"):
+        raise TypeError('prompt: one string, or a list of one a text; "" for none')
     check(len(prompts) == len(texts), f"prompt: {len(prompts)} instructions for {len(texts)} texts")
     for number, (prompt, text) in enumerate(zip(prompts, texts)):
         try:
@@ -38,9 +42,27 @@ def check_texts(texts: list[str], prompts: list[str]) -> None:
             raise UserError(f"text {number}: no UTF-8 text: {text!r:.50}, prompt {prompt!r:.50}") from None
 
 
+def check_room(prompts: list[str], lengths: list[int], max_length: int) -> None:
+    """Refuse an instruction of so many tokens that a text of max_length has none of its own."""
+    for prompt, length in zip(prompts, lengths):
+        check(length + 3 <= max_length,
+              f"the instruction alone has {length} tokens and fills --max-length {max_length}, so that all its queries "
+              f"would be equal: raise --max-length, or shorten {prompt!r:.60}")
+
+
+def check_finite(vectors, texts: list[str]) -> None:
+    """Refuse NaN and infinity among vectors [n, D], naming the first text."""
+    finite = vectors.isfinite().all(1)
+    if not finite.all():
+        number = int((~finite).nonzero()[0, 0])
+        raise UserError(f"the model gives NaN or infinity for {int((~finite).sum())} of {len(texts)} texts, the first is "
+                        f"{texts[number]!r:.60}: --dtype bfloat16 or float32 has the range that float16 lacks")
+
+
 @contextmanager
 def blame(where: str, way_out: str):
-    """with blame("prompts", "mend it"): a missing key or a value of the wrong kind is what a user wrote there."""
+    """with blame("prompts", "mend it"): a missing key or a value of the wrong kind is what a user wrote
+    there."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
@@ -91,8 +113,8 @@ seed = bounded(int, lambda value: 0 <= value < 2**63, "at least 0 and below 2^63
 def command(main) -> None:
     """Run a script's `main` and end the process.
 
-    The exit code is what main returns, 2 for a user's mistake, a file that cannot be read or written, a full GPU
-    or a lost rank, and 130 for Ctrl-C. A fault of our own keeps its traceback.
+    The exit code is what main returns, 2 for a user's mistake, a file that cannot be read or written, a full
+    GPU or a lost rank, and 130 for Ctrl-C. A fault of our own keeps its traceback.
     """
     try:
         code = main()
@@ -119,15 +141,16 @@ def explain(error: Exception) -> str | None:
         return ("out of GPU memory: fewer tokens a chunk (train.py: --tokens-per-chunk, --keep-tokens; the batch and "
                 "its negatives stay the same), a shorter --max-length or a 16-bit --dtype take less")
     if isinstance(error, RuntimeError) and (kind.startswith("Dist") or "gloo" in text):
-        reason = text.splitlines()[0].split("] ", 1)[-1].split(". ")[0]            # "[file:line] reason. Advice"
+        reason = text.splitlines()[0].split("] ", 1)[-1].split(". ")[0]      # "[file:line] reason. Advice"
         return (f"rank {os.environ.get('RANK', 0)} lost another rank ({reason}): the last checkpoint, if there is one, "
                 "stands, and --resume goes on from it")
     return None
 
 
 def leave(code: int | None) -> None:
-    """End the process. One of several ranks leaves without Python's teardown: gloo's threads may hold tensors a moment
-    longer, and to free one they need the interpreter; where that is gone, the process would abort."""
+    """End the process. One of several ranks leaves without Python's teardown: gloo's threads may hold
+    tensors a moment longer, and to free one they need the interpreter; where that is gone, the process would
+    abort."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.stdout.flush()
         sys.stderr.flush()

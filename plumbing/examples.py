@@ -1,9 +1,10 @@
-"""plumbing/examples.py: the one reader of training examples, for train.py and every tool. One JSON object a line:
+"""plumbing/examples.py: the one reader of training examples, for train.py and every tool. One JSON object a
+line:
 
     {"prompt": instruction, "query": text, "pos": [texts], "neg": [texts], "type": task type}
 
-Only query and pos must be there. Files may hold many gigabytes: one pass notes where each line starts, and a line is
-read again when its batch comes. Memory holds 32 bytes an example, and 16 for each of its positives.
+Only query and pos must be there. Files may hold many gigabytes: one pass notes where each line starts, and a
+line is read again when its batch comes. Memory holds 32 bytes an example, and 16 for each of its positives.
 """
 import hashlib
 from array import array
@@ -18,7 +19,8 @@ SCHEMA = {"query": str, "pos": [str], "neg": ([str], OPTIONAL), "prompt": (str, 
 
 
 def read_example(line: bytes, default_prompt: str = "", where: str = "") -> dict:
-    """A line -> {"prompt", "query", "pos", "neg", "type"}, without blank texts. UserError says where and what is wrong."""
+    """A line -> {"prompt", "query", "pos", "neg", "type"}, without blank texts. UserError says where and
+    what is wrong."""
     row = parse_line(line, where, SCHEMA)
     example = {
         "prompt": default_prompt if row.get("prompt") is None else row["prompt"],
@@ -48,16 +50,19 @@ def split_share(spec: str) -> tuple[Path, float]:
 class Examples:
     """Examples by number, out of files of any size.
 
-    files, groups [n]: the file and the task type (or file) that each example is of. fingerprint: a hash of all lines.
+    files, groups [n]: the file and the task type (or file) that each example is of. fingerprint: a hash of
+    all lines. prompts: all instructions.
     """
 
     def __init__(self, specs: list[str], default_prompt="", skip_bad_lines=False):
         self.default_prompt = default_prompt
         self.paths, self.shares = zip(*[split_share(spec) for spec in specs])
         self.group_names: dict[str, int] = {}
+        self.prompts: set[str] = set()
+        self.most_tokens = 0                             # a text has no more: its bytes, and a few of ours
         self.skipped = 0                                        # unusable lines
         self.files, self.offsets, self.groups, self.keys = array("q"), array("q"), array("q"), array("q")
-        self.owners, self.positives = array("q"), array("q")    # of each positive: its example's key, its hash
+        self.owners, self.positives = array("q"), array("q")  # of each positive: its example's key, its hash
         digest = hashlib.blake2b(digest_size=16)
         for file, path in enumerate(self.paths):
             offset = 0
@@ -85,6 +90,9 @@ class Examples:
             check(skip_bad_lines, f"{error} (or --skip-bad-lines)")
             self.skipped += 1
             return
+        self.prompts.add(example["prompt"])
+        longest = max(len(text.encode()) for text in (example["query"], *example["pos"], *example["neg"]))
+        self.most_tokens = max(self.most_tokens, longest + len(example["prompt"].encode()) + 20)
         group = example["type"] or str(self.paths[file])
         key = text_hash(example["prompt"] + "\0" + example["query"])
         self.files.append(file)
@@ -107,7 +115,8 @@ class Examples:
         return f"{self.paths[self.files[number]]} byte {self.offsets[number]}"
 
     def known_positives(self, number: int) -> np.ndarray:
-        """Hashes of every text that some example calls a positive of this example's instruction and query."""
+        """Hashes of every text that some example calls a positive of this example's instruction and
+        query."""
         first = np.searchsorted(self.owners, self.keys[number], "left")
         last = np.searchsorted(self.owners, self.keys[number], "right")
         return self.positives[first:last]

@@ -1,8 +1,8 @@
 """plumbing/files.py: JSON in, whole files out, and logs that survive a kill.
 
-Every JSON file and every JSON line passes `fields`, which takes a schema and names what does not fit it. A schema is
-{key: kind}; a kind is a type, [type] for a list, or a tuple of kinds of which one must do. OPTIONAL in a tuple lets
-the key be missing or null.
+Every JSON file and every JSON line passes `fields`, which takes a schema and names what does not fit it. A
+schema is {key: kind}; a kind is a type, [type] for a list, or a tuple of kinds of which one must do.
+OPTIONAL in a tuple lets the key be missing or null.
 
     for row in read_jsonl(path, {"query": str, "pos": [str], "prompt": (str, OPTIONAL)}): ...
 """
@@ -43,7 +43,7 @@ def fields(value, where, schema: dict) -> dict:
     """The value, if it is an object whose keys fit the schema; UserError names the first that does not."""
     check(isinstance(value, dict), f"{where}: holds no JSON object")
     for key, kind in schema.items():
-        if not fits(value.get(key), kind):     # no `check`: it would spell the kind of every value of every row
+        if not fits(value.get(key), kind):  # no `check`: it would spell the kind of every value of every row
             raise UserError(f"{where}: {key!r} is missing or not {spelled(kind)}")
     return value
 
@@ -66,19 +66,29 @@ def spelled(kind) -> str:
 
 def read_json(path: Path, schema: dict = {}) -> dict:
     """The object of a JSON file."""
+    return fields(load_json(path), path, schema)
+
+
+def read_list(path: Path) -> list:
+    """The list of a JSON file."""
+    value = load_json(path)
+    check(isinstance(value, list), f"{path}: holds no JSON list")
+    return value
+
+
+def load_json(path: Path):
     path = Path(path)
     try:
-        value = json.loads(path.read_bytes().removeprefix(BOM).decode())
+        return json.loads(path.read_bytes().removeprefix(BOM).decode())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from None
-    return fields(value, path, schema)
 
 
 def read_lines(path: Path):
-    """Yield (number from 1, bytes) of each line of a file, gzipped where its name ends in .gz. No BOM; blank lines
-    are left out."""
+    """Yield (number from 1, bytes) of each line of a file, gzipped where its name ends in .gz. No BOM; blank
+    lines are left out."""
     path = Path(path)
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
@@ -110,8 +120,8 @@ def parse_line(line: bytes, where: str, schema: dict = {}, any_characters=False)
 def read_jsonl(path: Path, schema: dict = {}, log=False):
     """Yield the objects of a JSON-lines file, gzipped or not.
 
-    log: the file is one that `append` writes. A last line without its end was torn by a kill and does not count, and
-    a server's words may hold any characters.
+    log: the file is one that `append` writes. A last line without its end was torn by a kill and does not
+    count, and a server's words may hold any characters.
     """
     for number, line in read_lines(path):
         if line.endswith(b"\n") or not log:
@@ -121,7 +131,8 @@ def read_jsonl(path: Path, schema: dict = {}, log=False):
 # ---------------------------------------------------------------------------------------------- writing
 
 def replace_file(path: Path, write) -> None:
-    """Write a file whole or not at all: `write(beside)` makes it beside `path`, it goes to disk, and is renamed."""
+    """Write a file whole or not at all: `write(beside)` makes it beside `path`, it goes to disk, and is
+    renamed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -130,6 +141,10 @@ def replace_file(path: Path, write) -> None:
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except Exception as error:
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":  # a full disk, mostly
+            raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+        raise
     finally:
         beside.unlink(missing_ok=True)
 
@@ -172,7 +187,8 @@ def open_log(path: Path):
 
 
 def append(file, row: dict) -> None:
-    """Append an object in one unbuffered write: once this returns, a kill cannot lose it (a power cut may)."""
+    """Append an object in one unbuffered write: once this returns, a kill cannot lose it (a power cut
+    may)."""
     line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
     written = file.write(line)
     if written != len(line):                   # a full disk; half a line must not meet the next one

@@ -8,9 +8,9 @@ It exists so that no answer is paid for twice and no budget is passed, whatever 
     raw.jsonl       each answer as it came, with finish_reason and usage, flushed before anything reads it
     lock            held by the one process that may write
 
-An answer in raw.jsonl is never asked for again. A try with neither an answer nor a refusal may have been paid
-for and lost; it counts against the budget as if it had used the most that it could. A kill leaves at most
---concurrency of them.
+An answer in raw.jsonl is never asked for again. A try with neither an answer nor a refusal may have been
+paid for and lost; it counts against the budget as if it had used the most that it could. A kill leaves at
+most --concurrency of them.
 
 A request is {"id", "step", "type", "params", "model"}. Its row in raw.jsonl adds response, finish_reason,
 usage {"prompt_tokens", "completion_tokens", and "estimated" where the server gave none} and seconds.
@@ -211,7 +211,8 @@ class Ledger:
     # ------------------------------------------------------------------------------------------ one try
 
     def start(self, request: dict, tokens_in: int, tokens_out: int) -> None:
-        """Log a try before it is sent. Where a budget could break, wait for others or raise BudgetReached."""
+        """Log a try before it is sent. Where a budget could break, wait for others or raise
+        BudgetReached."""
         tokens = tokens_of(request["model"], tokens_in, tokens_out)
         with self.changed:
             while not self.within_budget(tokens):

@@ -1,8 +1,8 @@
 """plumbing/metrics.py: vectors -> scores. What MTEB measures, as short pure functions of numpy and torch.
 
 Every function shows an example small enough to check by hand, and tests/plumbing/test_metrics.py compares it
-with scipy, scikit-learn or pytrec_eval on random data with ties. The procedures around them (which texts, with
-which instruction) are in evaluate.py. Vectors are [n, d] float32 arrays; scores are floats from 0 to 1,
+with scipy, scikit-learn or pytrec_eval on random data with ties. The procedures around them (which texts,
+with which instruction) are in evaluate.py. Vectors are [n, d] float32 arrays; scores are floats from 0 to 1,
 correlations from -1 to 1, and nan where the reference's is undefined.
 """
 import math
@@ -367,7 +367,8 @@ def kmeans(x: np.ndarray, k: int, seed: int = 42, batch: int = 500) -> np.ndarra
 
 
 def first_centres(x: np.ndarray, k: int, size: int, draw: np.random.RandomState) -> np.ndarray:
-    """k-means++ on `size` rows of x [n, d] -> [k, d], float64: each new centre lies far from those before it.
+    """k-means++ on `size` rows of x [n, d] -> [k, d], float64: each new centre lies far from those before
+    it.
 
     >>> first_centres(np.array([[0.], [0.], [9.]]), 2, 3, np.random.RandomState(0)).tolist()
     [[0.0], [9.0]]

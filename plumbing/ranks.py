@@ -1,4 +1,5 @@
-"""plumbing/ranks.py: several processes as one. torchrun starts them; with one process each call below does nothing.
+"""plumbing/ranks.py: several processes as one. torchrun starts them; with one process each call below does
+nothing.
 
 A lesson says what is summed or gathered, and no autograd passes through a collective.
 """
@@ -8,9 +9,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from plumbing.errors import check
+
 
 def start_ranks(device: str | None = None, minutes: float = 30) -> str | None:
-    """Join the other processes, if torchrun started any: one GPU each, or gloo on CPUs. Returns the device to use.
+    """Join the other processes, if torchrun started any: one GPU each, or gloo on CPUs. Returns the device
+    to use.
 
     minutes: after so long without an answer, a rank counts as lost.
     """
@@ -18,10 +22,12 @@ def start_ranks(device: str | None = None, minutes: float = 30) -> str | None:
         return device
     on_gpu = torch.cuda.is_available() and device != "cpu"
     if on_gpu:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        gpu, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        check(gpu < gpus, f"rank {os.environ['RANK']}: there are {gpus} GPUs here: --nproc-per-node {gpus}")
+        device = f"cuda:{gpu}"
         torch.cuda.set_device(device)
-        # A lost rank raises where it is waited for; NCCL's own watchdog would abort the process. The price is that
-        # the host waits for each collective.
+        # A lost rank raises where it is waited for; NCCL's own watchdog would abort the process. The price
+        # is that the host waits for each collective.
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=minutes))
     return device

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from plumbing.checkpoint import fill_lora, open_safetensors
 from plumbing.errors import UserError, check
-from plumbing.files import read_json, replace_file, write_json, write_text
+from plumbing.files import parse_line, read_json, replace_file, write_json, write_text
 from plumbing.ranks import agree, end_ranks, print0, rank, world_size
 
 # TFLOP/s of a GPU, dense, 16 bits; the first name that stands in the GPU's own counts.
@@ -31,15 +31,15 @@ PEAK_TFLOPS = {"B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 
 # What a resume may change. Of the data, it is the content and the shares that must be the same.
 FREE_FLAGS = ("out", "timeout", "resume", "overwrite", "checkpoint_every", "eval_every", "eval_data", "peak_tflops",
               "tokens_per_chunk", "keep_tokens", "activation_checkpointing", "data", "device")
-COUNTS = ("tokens", "padded", "forward", "backward", "signals")               # what `Run.counts` counts
+COUNTS = ("tokens", "padded", "forward", "backward", "full", "signals")       # what `Run.counts` counts
 
 
 class Run:
     """A training run at one of its steps.
 
-    args: train.py's flags. step: steps done. steps: all that are planned. parameters: LoRA's, as the optimizer has
-    them. scaler: of the loss in float16, else idle. weights: parameters in the base's matrix products. peak: FLOP/s of
-    all GPUs together, 0 where unknown.
+    args: train.py's flags. step: steps done. steps: all that are planned. parameters: LoRA's, as the
+    optimizer has them. scaler: of the loss in float16, else idle. weights: parameters in the base's matrix
+    products. peak: FLOP/s of all GPUs together, 0 where unknown.
     """
 
     def __init__(self, args, embedder, optimizer, examples, steps: int):
@@ -57,8 +57,8 @@ class Run:
         self.stopping = False                                                  # whether any rank had one
         check_trained(decoder)
 
-        # Gradients and moments exist from the start: a checkpoint fills them, memory counts them, and a rank without
-        # texts still joins the sum.
+        # Gradients and moments exist from the start: a checkpoint fills them, memory counts them, and a rank
+        # without texts still joins the sum.
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
             optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device),
@@ -87,7 +87,7 @@ class Run:
             except (UserError, OSError) as error:
                 refusal = str(error)
         refusal, resuming = agree((refusal, resuming))
-        check(refusal is None, refusal)                                        # every rank says it and leaves
+        check(refusal is None, refusal)                                      # every rank says it and leaves
         if resuming:
             self.load()
         if rank() == 0:
@@ -137,6 +137,9 @@ class Run:
         print0(f"adapter  {trained:,} parameters on {len(adapted)} projections")
         print0(f"data     {len(examples):,} examples of {len(examples.group_names)} groups, "
                f"{examples.skipped:,} lines skipped")
+        if self.steps < args.warmup_steps:
+            print0(f"warning  {self.steps} steps are fewer than the {args.warmup_steps} of --warmup-steps: the rate never "
+                   f"comes to --lr {args.lr:g}: more data or epochs, or a smaller --batch-size or --warmup-steps")
         print0(f"steps    {self.steps:,} of {args.batch_size:,} queries, from {self.step:,}; "
                f"{args.tokens_per_chunk:,} tokens a chunk, at most {args.max_length} a text")
 
@@ -170,42 +173,45 @@ class Run:
         """Put adapter, moments, loss scale and step back as the checkpoint has them."""
         path = self.folder / "checkpoint.safetensors"
         with open_safetensors(path) as file:
-            state = json.loads((file.metadata() or {}).get("state", "{}"))
+            state = parse_line((file.metadata() or {}).get("state", "{}").encode(), path, {"step": int, "scaler": dict})
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        check("step" in state, f"{path}: not a checkpoint of train.py")
+        check(0 <= state["step"] <= self.steps, f"{path}: of step {state['step']}, but this run has {self.steps}")
         lora = self.embedder.decoder.lora_parameters()
-        fill_lora(lora, {name: tensor for name, tensor in tensors.items() if "/" not in name}, path)
-        for name, parameter in lora.items():
-            for key, value in self.optimizer.state[parameter].items():
-                value.copy_(tensors[f"{name}/{key}"])
+        adapter = {name: tensor for name, tensor in tensors.items() if "/" not in name}
+        fill_lora(lora, adapter, path)
+        moments = {f"{name}/{key}": value for name, parameter in lora.items()
+                   for key, value in self.optimizer.state[parameter].items()}
+        fill_lora(moments, {name: tensor for name, tensor in tensors.items() if "/" in name}, path)
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         if rank() == 0:
-            self.embedder.save_adapter(self.folder)                            # a kill may have come before it
+            self.embedder.save_adapter(self.folder)                          # a kill may have come before it
 
     # -------------------------------------------------------------------------------------- each step
 
     def note_signal(self, number: int) -> None:
-        """Remember a signal, for the end of the step. make, torchrun and the terminal may each send the same one, so a
-        second one at once means nothing; a second Ctrl-C after two seconds leaves without a checkpoint."""
+        """Remember a signal, for the end of the step. make, torchrun and the terminal may each send the same
+        one, so a second one at once means nothing; a second Ctrl-C after two seconds leaves without a
+        checkpoint."""
         now = time.monotonic()
         if self.signals and number == signal.SIGINT and now - self.signals[0][1] > 2:
             sys.exit(128 + number)
         self.signals.append((number, now))
 
-    def counts(self, chunks: list, kept: int) -> torch.Tensor:
-        """What this rank adds to the step's COUNTS, on the CPU: real tokens, padded ones, those that went forward and
-        backward, and signals to stop."""
+    def counts(self, batch, chunks: list, kept: int) -> torch.Tensor:
+        """What this rank adds to the step's COUNTS, on the CPU: real tokens, padded ones, those that went
+        forward and backward, texts that fill --max-length, and signals to stop."""
         padded = sum(chunk.tokens for chunk in chunks)
         forward = padded + sum(chunk.tokens for chunk in chunks[kept:])        # pass two embeds these again
         if self.args.activation_checkpointing:
             forward += padded
-        real = sum(len(row) for chunk in chunks for row in chunk.rows)
-        return torch.tensor([real, padded, forward, padded, len(self.signals)], dtype=torch.float32)
+        lengths = [len(ids) for ids in batch.token_ids]
+        full = sum(length == self.args.max_length for length in lengths)
+        return torch.tensor([sum(lengths), padded, forward, padded, full, len(self.signals)], dtype=torch.float32)
 
     def line(self, figures: dict, counts: torch.Tensor, lr: float, started: float) -> dict:
-        """A step's line of the log. figures: scalars on the device. counts: summed over the ranks. started: in the
-        seconds of time.perf_counter.
+        """A step's line of the log. figures: scalars on the device. counts: summed over the ranks. started:
+        in the seconds of time.perf_counter.
 
         All numbers come from the device in one message, for which the host waits: the only time in a step.
         """
@@ -214,30 +220,47 @@ class Run:
         count = dict(zip(COUNTS, numbers[len(figures):]))
         line = {"step": self.step, **dict(zip(figures, numbers)), "lr": lr, "seconds": seconds,
                 "tokens": int(count["tokens"]), "tokens_per_second": count["tokens"] / seconds,
-                "padding": 1 - count["tokens"] / count["padded"]}
-        if self.peak:       # a token costs 2 FLOPs a weight forward, and 2 backward: the base has no weight gradient
+                "padding": 1 - count["tokens"] / count["padded"], "full_texts": int(count["full"])}
+        # a token costs 2 FLOPs a weight forward, and 2 backward: the base has no weight gradient
+        if self.peak:
             line["mfu"] = 2 * self.weights * (count["forward"] + count["backward"]) / seconds / self.peak
             line["mfu_useful"] = 4 * self.weights * count["tokens"] / seconds / self.peak
         self.stopping = count["signals"] > 0                                   # the same on every rank
+        if self.scaler.is_enabled():
+            line["scale"] = self.scaler.get_scale()
         return line
 
     def check_finite(self, line: dict, batch) -> None:
-        """End the run where loss or gradient is NaN or infinite, with a list of the batch's examples."""
-        names = ["loss"] if self.scaler.is_enabled() else ["loss", "grad_norm"]         # its scaler copes in float16
+        """End the run where loss or gradient is NaN or infinite, with a list of the batch's examples.
+
+        In float16 a gradient may overflow: the scaler skips the step and halves its scale. Below 1 it helps
+        no more.
+        """
+        scaled = self.scaler.is_enabled()
+        check(not scaled or line["scale"] >= 1,
+              f"step {self.step}: in float16 the gradients overflow whatever their scale: stopped; the last good "
+              "checkpoint stands; --dtype bfloat16 or float32 has the range")
+        names = ["loss"] if scaled else ["loss", "grad_norm"]
         if all(math.isfinite(line[name]) for name in names):
             return
         examples = [self.examples.where(number) for number in batch.numbers]
         file = self.folder / "bad_batch.json"
         if rank() == 0:
-            write_json(file, {**line, "examples": examples})
+            write_json(file, {**valid_json(line), "examples": examples})
         raise UserError(f"step {self.step}: loss {line['loss']}, gradient norm {line['grad_norm']}: stopped; the last "
                         f"good checkpoint stands; the batch ({examples[0]}, ...) is listed in {file}")
 
     def log(self, line: dict) -> None:
         if rank() == 0:
-            self.log_file.write(json.dumps(line) + "\n")
+            self.log_file.write(json.dumps(valid_json(line)) + "\n")
             self.log_file.flush()
             print_line(line, self.steps)
+
+
+def valid_json(line: dict) -> dict:
+    """The line with null for NaN and infinity, which JSON lacks."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in line.items()}
 
 
 def print_line(line: dict, steps: int) -> None:
@@ -271,7 +294,8 @@ def refusal_to_replace(folder: Path, resume: bool, changed: list[str]) -> str:
 
 
 def empty(folder: Path) -> None:
-    """Remove all that a run's folder holds, config.json last: until then the same command can be given again."""
+    """Remove all that a run's folder holds, config.json last: until then the same command can be given
+    again."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -287,7 +311,7 @@ def drop_lines_past(log: Path, step: int) -> None:
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             past = not line.endswith("\n") or json.loads(line)["step"] > step
-        except (ValueError, TypeError, KeyError):                              # torn by a full disk or a kill
+        except (ValueError, TypeError, KeyError):                            # torn by a full disk or a kill
             past = True
         if past:
             break
@@ -296,8 +320,8 @@ def drop_lines_past(log: Path, step: int) -> None:
 
 
 def check_trained(decoder) -> None:
-    """What is trained is the adapter and all of it: rank * (in + out) for each projection that has one, which makes
-    41,943,040 for Mistral-7B at rank 16."""
+    """What is trained is the adapter and all of it: rank * (in + out) for each projection that has one,
+    which makes 41,943,040 for Mistral-7B at rank 16."""
     names = decoder.lora["target_modules"]
     adapted = [module for name, module in decoder.named_modules() if name.rsplit(".", 1)[-1] in names]
     wanted = sum(decoder.lora["r"] * sum(projection.weight.shape) for projection in adapted)

@@ -272,6 +272,26 @@ def test_a_classifier_can_be_trained_on_the_vectors(embedder):
     assert head.weight.grad.norm() > 0 and not vectors.is_inference()
 
 
+def test_slices_of_a_long_list_are_joined(embedder, monkeypatch, capsys):
+    wanted = embedder.encode(TEXTS, [f"Task {i}" for i in range(len(TEXTS))])
+    monkeypatch.setattr(model, "SLICE", 3)
+    assert relative(embedder.encode(TEXTS, [f"Task {i}" for i in range(len(TEXTS))], progress=True), wanted) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_vector_that_is_no_number_is_refused_with_its_text(folder, dtype):
+    embedder = Embedder.load(folder, device="cpu", dtype=dtype)
+    embedder.decoder.embed_tokens.weight[embedder.tokenizer.encode("tea", add_special_tokens=False).ids[-1]] = torch.inf
+    with pytest.raises(UserError, match="NaN or infinity for 1 of 2 texts, the first is 'tea': --dtype bfloat16"):
+        embedder.encode(["water", "tea"])
+
+
+def test_an_instruction_that_leaves_no_room_for_the_text_is_refused(short):
+    with pytest.raises(UserError, match="the instruction alone has .* fills --max-length 32"):
+        short.encode(["a question", "another"], ["", "task " * 30])
+    assert short.encode(["a question", "another"], "task " * 15)[0].ne(0).any()          # cut, but not empty
+
+
 def test_length_chunks_hold_every_row_within_the_budget():
     lengths = [int(n) for n in torch.randint(1, 50, (200,), generator=torch.Generator().manual_seed(0))]
     chunks = model.length_chunks(lengths, 100)

@@ -115,7 +115,7 @@ def one_graph(embedder, batch, tokens_per_chunk, key):
     vectors = [None] * batch.texts
     for number, chunk in enumerate(train.make_chunks(batch, tokens_per_chunk, embedder.device)):
         train.seed_chunk(*key, number)
-        for position, v in zip(chunk.positions, embedder.embed(chunk.rows)):
+        for position, v in zip(chunk.indices, embedder.embed(chunk.token_ids)):
             vectors[position] = v
     loss = loss_of(batch)(torch.stack(vectors))
     loss.backward()
@@ -140,7 +140,7 @@ def test_the_idea_alone_is_the_gradient(double):
     embedder, batch = double
     _, wanted = one_graph(embedder, batch, 10**9, (0,))
     rows = [None] * batch.texts
-    for position, row in zip(batch.positions, batch.rows):
+    for position, row in zip(batch.indices, batch.token_ids):
         rows[position] = row
     embedder.decoder.zero_grad()
     train.cached_gradient_idea(embedder.embed, [rows[i:i + 5] for i in range(0, len(rows), 5)], loss_of(batch))
@@ -184,7 +184,7 @@ def test_kept_chunks_are_embedded_once(double):
     embedder, batch = double
     chunks = train.make_chunks(batch, 100, embedder.device)
     tokens = [chunk.tokens for chunk in chunks]
-    assert tokens == [len(chunk.rows) * max(map(len, chunk.rows)) for chunk in chunks] and len(tokens) > 3
+    assert tokens == [len(chunk.token_ids) * max(map(len, chunk.token_ids)) for chunk in chunks] and len(tokens) > 3
     passes = []
     embedder.decoder.register_forward_pre_hook(lambda *_: passes.append(1))
     for keep, again in ((10**9, 0), (0, len(chunks)), (tokens[0] + tokens[1], len(chunks) - 2)):
@@ -250,7 +250,7 @@ def test_a_share_draws_another_part_each_epoch(tmp_path):
 def texts_of(examples, numbers, args, step=0):
     """A batch whose `rows` are texts instead of token ids, in the batch's order."""
     batch = train.prepare(examples, numbers, lambda texts, prompts: texts, args, step)
-    return batch, [batch.rows[i] for i in batch.positions.argsort()]
+    return batch, [batch.token_ids[i] for i in batch.indices.argsort()]
 
 
 def test_known_positives_are_masked_and_the_target_never_is(tmp_path, base):
@@ -290,7 +290,7 @@ def test_ranks_share_a_batch_without_overlap(data, base, tmp_path):
     args = options(base, data, tmp_path)
     examples = Examples([str(data)])
     parts = [train.prepare(examples, np.arange(5), lambda t, p: t, args, 0, part, 3) for part in range(3)]
-    assert sorted(np.concatenate([part.positions for part in parts])) == list(range(15))
+    assert sorted(np.concatenate([part.indices for part in parts])) == list(range(15))
     assert all(part.texts == 15 and part.valid.equal(parts[0].valid) for part in parts)
 
 
@@ -352,8 +352,8 @@ def test_held_out_loss_by_hand(base, data, tmp_path):
     for parameter in embedder.decoder.lora_parameters().values():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
     for spec, visits in ((str(data), 24), (f"{data}:0.25", 6)):
-        examples, args.batch_size = Examples([spec]), 24
-        scores = train.held_out(embedder, examples, args)
+        examples, args.batch_size, args.eval_data = Examples([spec]), 24, spec
+        scores = train.held_out(embedder, train.held_out_batches(embedder, args), args)
         embedder.decoder.eval()
         numbers, = train.plan_epoch(examples, 24, False, 0, 0)
         rows = [examples[i] for i in numbers]

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from plumbing.errors import Parser, UserError, check, command
+from plumbing.errors import Parser, UserError, check, command, positive
 from plumbing.files import read_json, read_lines, write_text
 
 DEFAULTS = {
@@ -133,7 +133,7 @@ def base_folder(typed: Variables) -> Path:
             return folder
     check(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name),
           f"BASE={name}: neither smollm2-135m, nor owner/name on the hub, nor the folder of a model")
-    return Path("models", name.split("/")[1])
+    return Path("models", name)
 
 
 def get_base(typed: Variables) -> Path:
@@ -198,7 +198,9 @@ def get_data(typed: Variables) -> list[str]:
 
 def replay(typed: Variables) -> None:
     folder, recorded = Path("data/synthetic"), "data/recorded.jsonl.gz"
-    if (folder / "raw.jsonl").exists():                    # they are a live server's answers: leave them
+    if (folder / "raw.jsonl").exists():                    # a live server's answers, not the recorded ones
+        if not Path(SYNTHETIC).exists():
+            run(typed, "generate.py", "--report", "--out", SYNTHETIC)
         return
     run_unless_done(
         typed, f"data: recorded LLM answers -> {SYNTHETIC}: a second",
@@ -271,7 +273,7 @@ def planned_steps(flags: list[str], files: list[str]) -> int:
     """How many steps train.py will take with these flags, about."""
     parser = Parser(add_help=False, allow_abbrev=False)
     for name in ("--batch-size", "--epochs", "--max-steps"):
-        parser.add_argument(name, type=int)
+        parser.add_argument(name, type=positive(int))
     args, _ = parser.parse_known_args(flags)
     enough = args.max_steps * args.batch_size              # lines; more need not be counted
     lines = 0

@@ -1,6 +1,8 @@
 """plumbing/checkpoint.py: the layouts of model folders that are out there load, and what would be misread is refused."""
 import json
+import shutil
 
+import peft
 import pytest
 import torch
 import transformers
@@ -98,6 +100,27 @@ def test_rope_base_in_old_and_new_configs(checkpoint):
     assert relative(load(path), wanted) <= TOLERANCE
 
 
+@pytest.mark.parametrize("said", [
+    {"rope_scaling": {"type": "default", "rope_theta": 5e2}},
+    {"rope_scaling": {"rope_type": "default", "rope_theta": 5e2}, "rope_theta": 1e4},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 5e2}, "rope_theta": 1e4},
+    {"rope_parameters": {"rope_type": "default"}, "rope_theta": 5e2},
+    {"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": {"type": "default", "rope_theta": 5e2}},
+    {"rope_scaling": None, "rope_theta": 5e2},
+])
+def test_theta_is_where_transformers_finds_it(checkpoint, said):
+    path, _, default = checkpoint
+    edit(path / "config.json", **{"rope_parameters": KeyError, **said})
+    theirs = transformers.AutoModel.from_pretrained(path, dtype=torch.float32)(random_ids(2, 9, 97)).last_hidden_state
+    assert relative(load(path), theirs) <= TOLERANCE and relative(theirs, default) > 1e-3
+
+
+def test_a_stale_index_beside_the_single_file_is_not_read(checkpoint):
+    path, _, wanted = checkpoint
+    (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    assert relative(load(path), wanted) <= TOLERANCE
+
+
 def test_config_defaults_are_transformers_own(tmp_path):
     for family in ("mistral", "llama"):
         theirs = transformers.AutoConfig.for_model(family)
@@ -137,8 +160,16 @@ def test_tensors_that_do_not_fit_are_named(checkpoint):
     ({"rope_scaling": {"rope_type": "default"}, "rope_parameters": {"rope_type": "yarn"}}, "scaled RoPE"),
     ({"rope_scaling": "linear"}, "scaled RoPE"),
     ({"rope_parameters": [1]}, "scaled RoPE"),
-    ({"attention_bias": True}, "biases"),
-    ({"mlp_bias": True}, "biases"),
+    ({"attention_bias": True}, "attention_bias True"),
+    ({"mlp_bias": True}, "mlp_bias True"),
+    ({"is_causal": False}, "is_causal False"),
+    ({"auto_map": {"AutoModel": "modeling.Own"}}, "auto_map"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+    ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "scaled RoPE"),
+    ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0: not known here"),
+    ({"use_bidirectional_attention": True}, "use_bidirectional_attention True: not known here"),
+    ({"attention_dropout": 0.1}, "attention_dropout 0.1"),
+    ({"num_local_experts": 8}, "num_local_experts 8: not known here"),
     ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
     ({"hidden_act": "gelu"}, "gelu"),
     ({"hidden_size": KeyError}, "hidden_size"),
@@ -240,6 +271,70 @@ def test_a_base_that_make_built_is_asked_for_by_its_layers(tmp_path):
         refused(words, Embedder.load, tmp_path)
 
 
+def test_all_that_peft_writes_by_default_loads(folder, adapter):
+    """A key of the next release would be refused only where it asks for something."""
+    defaults = peft.LoraConfig(r=16, lora_alpha=32, target_modules=list(PROJECTIONS)).to_dict()
+    edit(adapter / "adapter_config.json", **json.loads(json.dumps(defaults, default=list)), new_in_peft_99=None)
+    Embedder.load(folder, adapter=adapter, device="cpu")
+
+
+@pytest.mark.parametrize("targets, kept, words", [
+    (["q_proj", "v_proj"], (), "holds no tensor"),
+    (["q_proj", "v_proj"], ("q_proj",), "no tensor of v_proj"),
+    ("all-linear", ("q_proj", "up_proj"), "no tensor of k_proj"),
+    (r".*\.(gate|up)_proj", ("up_proj",), "no tensor of gate_proj"),
+    (["model.layers.0.self_attn.o_proj"], ("q_proj",), "no tensor of o_proj"),
+])
+def test_projections_that_the_adapters_file_lacks_are_named(folder, adapter, targets, kept, words):
+    file = adapter / "adapter_model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(file).items() if name.split(".")[-3] in kept}
+    save_file(tensors, file)
+    edit(adapter / "adapter_config.json", target_modules=targets)
+    refused(words, Embedder.load, folder, adapter=adapter, device="cpu")
+
+
+def test_a_base_of_the_same_name_by_another_owner_is_another(folder, adapter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "models" / "Mistral-7B-v0.1")
+    refused("make base BASE=mistralai/Mistral-7B-v0.1", Embedder.load, adapter)
+    shutil.move(tmp_path / "models" / "Mistral-7B-v0.1", tmp_path / "models" / "mistralai" / "Mistral-7B-v0.1")
+    assert Embedder.load(adapter, device="cpu").base == "models/mistralai/Mistral-7B-v0.1"
+
+
+@pytest.fixture
+def exported(folder, tmp_path):
+    """A folder of sentence-transformers around the tiny base."""
+    path = tmp_path / "exported"
+    shutil.copytree(folder, path)
+    modules = [{"idx": i, "name": str(i), "path": name, "type": f"sentence_transformers.models.{kind}"}
+               for i, (name, kind) in enumerate([("", "Transformer"), ("1_Pooling", "Pooling"), ("", "Normalize")])]
+    (path / "modules.json").write_text(json.dumps(modules))
+    (path / "sentence_bert_config.json").write_text('{"max_seq_length": 7, "do_lower_case": false}')
+    (path / "1_Pooling").mkdir()
+    (path / "1_Pooling/config.json").write_text('{"word_embedding_dimension": 64, "pooling_mode_mean_tokens": true}')
+    return path
+
+
+def test_an_exported_folder_says_how_it_pools_and_how_long_texts_are(exported):
+    embedder = Embedder.load(exported, device="cpu")
+    assert (embedder.pooling, embedder.max_length) == ("mean", 7)
+    assert Embedder.load(exported, device="cpu", max_length=9).max_length == 9
+
+
+@pytest.mark.parametrize("file, content, words", [
+    ("modules.json", [{"type": "sentence_transformers.models.Transformer"}, {"type": "sentence_transformers.models.Dense"}],
+     "a module of type sentence_transformers.models.Dense"),
+    ("modules.json", {}, "holds no JSON list"),
+    ("sentence_bert_config.json", {"max_seq_length": 7, "do_lower_case": True}, "do_lower_case True"),
+    ("1_Pooling/config.json", {"pooling_mode_cls_token": True}, "pooling_mode_cls_token True: not known here"),
+    ("1_Pooling/config.json", {"pooling_mode_mean_tokens": True, "pooling_mode_lasttoken": True}, "names no pooling"),
+    ("1_Pooling/config.json", {"pooling_mode": "mean", "include_prompt": False}, "include_prompt false"),
+])
+def test_exported_folders_that_would_be_misread_are_refused(exported, file, content, words):
+    (exported / file).write_text(json.dumps(content))
+    refused(words, Embedder.load, exported, device="cpu")
+
+
 @pytest.mark.parametrize("changes, words", [
     ({"use_dora": True}, "use_dora"),
     ({"bias": "lora_only"}, "bias"),
@@ -251,6 +346,9 @@ def test_a_base_that_make_built_is_asked_for_by_its_layers(tmp_path):
     ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
     ({"init_lora_weights": "pissa_niter_16"}, "pissa"),
     ({"r": KeyError}, "r None"),
+    ({"peft_type": KeyError}, "peft_type None"),
+    ({"some_new_lora": {"a": 1}}, "some_new_lora {'a': 1}: not known here"),
+    ({"kasa_config": {"beta": 1}}, "kasa_config"),
     ({"r": 8}, "shape"),
     *[({"r": value}, f"r {value!r}") for value in ("4", 0, -1, 4.0)],
     *[({"lora_alpha": value}, f"lora_alpha {value!r}") for value in ("8", None)],

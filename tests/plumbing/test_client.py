@@ -71,7 +71,7 @@ def test_faults_lose_and_double_nothing(live):
     faults = dict.fromkeys(["status-429", "status-500", "cut", "garbage", "truncated", "headless", "reset",
                             "half-headers", "no-usage"], 0.05) | {"drip": 0.01, "hang": 0.01}
     server = FaultServer(faults, hang=6)
-    assert live(server, "--timeout", "2.5", n=300) == 0
+    assert live(server, "--timeout", "2.5", "--tries", "20", n=300, backoff=0.002) == 0    # 42 % of tries fail
     assert sorted(raw_ids(live.folder)) == list(range(300))
     counts = server.fault_counts
     assert all(counts.get(name) for name in faults)

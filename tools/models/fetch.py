@@ -1,6 +1,6 @@
 """tools/models/fetch.py: a base model from the Hugging Face hub, by `hf download`, into a folder.
 
-    python -m tools.models.fetch mistralai/Mistral-7B-v0.1 models/Mistral-7B-v0.1
+    python -m tools.models.fetch mistralai/Mistral-7B-v0.1 models/mistralai/Mistral-7B-v0.1
 
 It asks for the configuration first, so that a model this decoder cannot run is refused before its weights
 travel. Files land in OUT.part, where a rerun goes on; OUT appears once it is whole.
