@@ -94,5 +94,5 @@ def test_files_that_readme_names_are_here():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"\b(?:\w+/)*\w+\.(?:py|md|sh)\b", readme))
     assert named and all((ROOT / name).exists() for name in named), named
-    modules = set(re.findall(r"python -m (tools(?:\.[a-z_]+)+)", readme))
+    modules = set(re.findall(r"python -m (tools(?:\.[a-z0-9_]+)+)", readme))
     assert all((ROOT / (module.replace(".", "/") + ".py")).exists() for module in modules), modules
