@@ -1,5 +1,4 @@
-"""plumbing/examples.py: the one reader of training examples, for train.py and every tool. One JSON object a
-line:
+"""plumbing/examples.py: the one reader of training examples, for train.py and every tool. A line holds
 
     {"prompt": instruction, "query": text, "pos": [texts], "neg": [texts], "type": task type}
 
@@ -20,8 +19,7 @@ SCHEMA = {"query": str, "pos": [str], "neg": ([str], OPTIONAL), "prompt": (str, 
 
 
 def read_example(line: bytes, default_prompt: str = "", where: str = "") -> dict:
-    """A line -> {"prompt", "query", "pos", "neg", "type"}, without blank texts. UserError says where and
-    what is wrong."""
+    """A line -> {"prompt", "query", "pos", "neg", "type"}, without blank texts."""
     row = parse_line(line, where, SCHEMA)
     example = {
         "prompt": default_prompt if row.get("prompt") is None else row["prompt"],
@@ -116,8 +114,7 @@ class Examples:
         return f"{self.paths[self.files[number]]} byte {self.offsets[number]}"
 
     def known_positives(self, number: int) -> np.ndarray:
-        """Hashes of every text that some example calls a positive of this example's instruction and
-        query."""
+        """Hashes of all that any example calls a positive of this one's instruction and query."""
         first = np.searchsorted(self.owners, self.keys[number], "left")
         last = np.searchsorted(self.owners, self.keys[number], "right")
         return self.positives[first:last]
