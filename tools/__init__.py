@@ -8,4 +8,5 @@
 
 workflow.py is what `make base`, `data`, `train`, `eval` and `bench` run.
 embed.py (vectors and search from the shell) and plot.py (pictures) also run by path: `python tools/embed.py`.
+workflow.py is what `make` runs.
 """
