@@ -18,7 +18,6 @@ from plumbing.errors import UserError
 from plumbing.files import write_json
 from scripts import ROOT, complaint
 from tiny import random_model, relative, save, tiny_config
-from tools import workflow
 from tools.models import export
 from tools.workflow import DEFAULTS
 
