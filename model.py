@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from plumbing.checkpoint import (POOLINGS, fill_lora, find_model, load_tokenizer, load_weights, pick_device, pick_dtype,
-                                 read_adapter, read_config, save_adapter, stored_max_length, stored_pooling)
+from plumbing.checkpoint import (POOLINGS, fill_lora, find_model, load_tokenizer, load_weights, pick_device,
+                                 pick_dtype, read_adapter, read_config, save_adapter, stored_max_length,
+                                 stored_pooling)
 from plumbing.errors import check, check_finite, check_room, check_texts
 from plumbing.progress import progress as show_progress
 
@@ -148,7 +149,8 @@ def windowed_attention(q, k, v, window: int):
         previous = min(window, start)                    # the first block has no keys before it
         keys = slice(start - previous, start + queries)
         seen = mask[:queries, window - previous:window + queries]
-        block = F.scaled_dot_product_attention(q[:, :, start:start + queries], k[:, :, keys], v[:, :, keys], seen)
+        block = F.scaled_dot_product_attention(q[:, :, start:start + queries], k[:, :, keys], v[:, :, keys],
+                                               seen)
         blocks.append(block)
     return torch.cat(blocks, 2)
 
@@ -329,7 +331,7 @@ def length_chunks(lengths: list[int], tokens_per_chunk: int) -> list[list[int]]:
     A chunk has at most tokens_per_chunk tokens, padding included, or one longer text. No text in it is
     shorter than half its longest one: another forward pass costs less than so much padding.
 
-    >>> length_chunks([3, 9, 4, 2], 10)                  # 9 alone; 4 and 3, padded to 8 tokens; 2 does not fit
+    >>> length_chunks([3, 9, 4, 2], 10)              # 9 alone; 4 and 3, padded to 8 tokens; 2 does not fit
     [[1], [2, 0], [3]]
     >>> length_chunks([9, 4], 100)
     [[0], [1]]
@@ -439,7 +441,8 @@ class Embedder:
         room = self.max_length - len(start) - 1
         with_prompts = [instruct(p, text) for p, text in zip(prompts, texts)]
         token_ids, long = [], set()
-        for i, encoded in enumerate(self.tokenizer.encode_batch_fast(with_prompts, add_special_tokens=False)):
+        encodings = self.tokenizer.encode_batch_fast(with_prompts, add_special_tokens=False)
+        for i, encoded in enumerate(encodings):
             ids = encoded.ids
             if len(ids) > room:
                 self.truncated += 1

@@ -3,7 +3,8 @@ A).
 
     python train.py --base models/smollm2-135m-l20 --data data/synthetic.jsonl --out runs/demo \\
         --batch-size 32 --max-length 64 --lr 1e-3 --warmup-steps 10                   # a CPU, minutes
-    python train.py --base models/mistralai/Mistral-7B-v0.1 --data data/synthetic.jsonl --out runs/paper    # one GPU
+    python train.py --base models/mistralai/Mistral-7B-v0.1 --data data/synthetic.jsonl \\
+        --out runs/paper                                                              # one GPU
     torchrun --nproc-per-node 8 train.py --base ... --data a.jsonl:0.5 --data b.jsonl --out ...   # eight
 
 In: a base model, and examples as JSON lines, {"prompt", "query", "pos": [..], "neg": [..], "type"}; the type
@@ -117,12 +118,14 @@ def cached_gradient_idea(embed, chunks: list, loss) -> None:
 # 2,048. What does caching cost? One more forward. With LoRA a token costs 4 FLOPs for each of the base's P
 # weights: 2P forward and 2P backward, since frozen weights need no gradient of their own. The second forward
 # makes it 6P. What a real run adds:
-# - Chunks hold texts of similar length, so the order changes: each chunk knows its texts' places among the N.
+# - Chunks hold texts of similar length, so the order changes: each chunk knows its texts' places among
+#   the N.
 # - Dropout must draw the same masks in both passes: `seed_chunk`.
 # - Where memory allows, the first chunks keep the graph of the first pass and need no second.
-# - Several GPUs. Each embeds its share of the texts and leaves zeros for the others', so that a sum over the ranks gives
-# every rank all N vectors. Each computes the same loss and pushes its own texts' gradients through; then the
-# weights' gradients are summed, once a step. DDP would sum them at every chunk's backward.
+# - Several GPUs. Each embeds its share of the texts and leaves zeros for the others', so that a sum over the
+#   ranks gives every rank all N vectors. Each computes the same loss and pushes its own texts' gradients
+#   through; then the weights' gradients are summed, once a step. DDP would sum them at every chunk's
+#   backward.
 # - float16: the gradients are multiplied by a scale, or small ones would be zero.
 
 @dataclass
@@ -287,7 +290,8 @@ def prepare(examples, numbers, tokenize, args, step: int, part=0, parts=1) -> Ba
     by_length = np.argsort([len(prompt) + len(text) for prompt, text in texts], kind="stable")
     indices = by_length[part::parts]                                 # each rank gets similar lengths
     token_ids = tokenize([texts[i][1] for i in indices], [texts[i][0] for i in indices])
-    return Batch(numbers, token_ids, torch.from_numpy(indices), len(queries), len(texts), torch.from_numpy(valid))
+    return Batch(numbers, token_ids, torch.from_numpy(indices), len(queries), len(texts),
+                 torch.from_numpy(valid))
 
 
 def documents_that_count(examples, numbers, documents: list[str]) -> np.ndarray:
@@ -358,7 +362,8 @@ def training_step(run: Run, batch: Batch, started: float) -> dict:
     vectors = torch.zeros(batch.texts, run.embedder.decoder.config.hidden_size, device=device)
     scale = run.scaler.scale(torch.ones((), device=device))          # 1, except in float16
     run.optimizer.zero_grad(set_to_none=False)                   # a rank without texts joins the sum, too
-    value = cached_gradients(run.embedder.embed, chunks, vectors, loss, kept, (args.seed, step, rank()), scale)
+    value = cached_gradients(run.embedder.embed, chunks, vectors, loss, kept, (args.seed, step, rank()),
+                             scale)
     counts = to_device(run.counts(batch, chunks, kept), device)  # for the log: tokens, and signals to stop
     sum_over_ranks(*[parameter.grad for parameter in run.parameters], counts)
 
@@ -397,7 +402,8 @@ def worst_step(run: Run) -> None:
     valid = to_device(batch.valid, device)
     chunks = make_chunks(batch, args.tokens_per_chunk, device)
     vectors = torch.zeros(Q + M, run.embedder.decoder.config.hidden_size, device=device)
-    cached_gradients(run.embedder.embed, chunks, vectors, lambda v: batch_loss(v, Q, valid, args), len(chunks))
+    cached_gradients(run.embedder.embed, chunks, vectors, lambda v: batch_loss(v, Q, valid, args),
+                     len(chunks))
 
 
 def held_out_batches(embedder: Embedder, args) -> list[Batch]:
@@ -438,10 +444,12 @@ def load_model(args) -> Embedder:
     embedder = Embedder.load(args.base, device=args.device, dtype=args.dtype, max_length=args.max_length,
                              pooling=args.pooling)
     decoder = embedder.decoder
-    check(decoder.lora is None, f"--base {args.base}: has an adapter, which a fresh one would replace: to train on from "
-                                f"it, --base {embedder.base} --init-adapter {args.base}")
+    check(decoder.lora is None,
+          f"--base {args.base}: has an adapter, which a fresh one would replace: to train on from it, "
+          f"--base {embedder.base} --init-adapter {args.base}")
     for n in args.matryoshka:
-        check(n <= decoder.config.hidden_size, f"--matryoshka {n}: a vector has {decoder.config.hidden_size} values")
+        check(n <= decoder.config.hidden_size,
+              f"--matryoshka {n}: a vector has {decoder.config.hidden_size} values")
     if args.init_adapter:
         decoder.load_lora(args.init_adapter)
     else:
@@ -500,19 +508,24 @@ def options(argv=None):
         help="examples as JSON lines; FILE:0.5 uses half of the file, another half each epoch; repeatable")
     add("--out", required=True, type=Path, help="folder of the run")
     add("--resume", action="store_true",
-        help="go on from the checkpoint in --out, if there is one (another --tokens-per-chunk draws other dropout)")
+        help="go on from the checkpoint in --out, if there is one (another --tokens-per-chunk draws other "
+             "dropout)")
     add("--overwrite", action="store_true",
-        help="replace a run in --out; with --resume: continue it, but replace it if other flags or data made it")
+        help="replace a run in --out; with --resume: continue it, but replace it if other flags or data "
+             "made it")
     add("--skip-bad-lines", action="store_true", help="count unusable lines, do not stop at the first")
     # the recipe: section 4.2 and appendix A
     add("--batch-size", type=positive(int), default=2048, help="queries a step, over all GPUs")
-    add("--negatives", type=at_least_0(int), default=1, help="hard negatives a query, at most; drawn at each visit")
+    add("--negatives", type=at_least_0(int), default=1,
+        help="hard negatives a query, at most; drawn at each visit")
     add("--max-length", type=positive(int), default=512, help="tokens a text, BOS and EOS included")
     add("--temperature", type=positive(float), default=0.02)
     add("--lr", type=positive(float), default=1e-4)
-    add("--warmup-steps", type=at_least_0(int), default=100, help="linear warm-up, then linear decay to zero")
+    add("--warmup-steps", type=at_least_0(int), default=100,
+        help="linear warm-up, then linear decay to zero")
     add("--weight-decay", type=at_least_0(float), default=0.1)
-    add("--max-grad-norm", type=at_least_0(float), default=1.0, help="0: no clipping (the paper does not say)")
+    add("--max-grad-norm", type=at_least_0(float), default=1.0,
+        help="0: no clipping (the paper does not say)")
     add("--epochs", type=positive(int), default=1)
     add("--max-steps", type=positive(int), help="stop earlier; the decay ends there")
     add("--lora-rank", type=positive(int), default=16)
@@ -530,7 +543,8 @@ def options(argv=None):
         help="homogeneous: one task type (or file) a batch; the paper does not say")
     add("--no-mask", action="store_true", help="count known positives of the same query as negatives too")
     add("--mask-margin", type=finite, help="drop negatives that score above the positive's cosine + margin")
-    add("--matryoshka", type=positive(int), nargs="*", default=[], metavar="DIM", help="train these cuts too")
+    add("--matryoshka", type=positive(int), nargs="*", default=[], metavar="DIM",
+        help="train these cuts too")
     # the machine
     add("--tokens-per-chunk", type=positive(int), default=8192,
         help="tokens with a graph in memory: lower it if memory runs out; the loss stays the same")
@@ -541,11 +555,13 @@ def options(argv=None):
     add("--compile", action=BooleanOptionalAction, help="each block (default: on CUDA)")
     add("--activation-checkpointing", action="store_true",
         help="less memory, one more forward pass: lower --tokens-per-chunk first")
-    add("--timeout", type=positive(float), default=30, metavar="MINUTES", help="for a rank that no longer answers")
+    add("--timeout", type=positive(float), default=30, metavar="MINUTES",
+        help="for a rank that no longer answers")
     add("--checkpoint-every", type=positive(int), default=50, metavar="STEPS")
     add("--eval-data", type=Path, help="held-out examples, scored every --eval-every steps")
     add("--eval-every", type=positive(int), default=50, metavar="STEPS")
-    add("--peak-tflops", type=positive(float), help="the GPU's dense peak in 16 bits, for MFU (default: by its name)")
+    add("--peak-tflops", type=positive(float),
+        help="the GPU's dense peak in 16 bits, for MFU (default: by its name)")
     return parser.parse_args(argv)
 
 

@@ -15,8 +15,8 @@ import torch
 from plumbing.files import replace_file
 
 PROBE = [f"{i}. The ferry left the harbour at {i} past seven, a little late, as it does on most mornings in "
-         "winter. Why? Nobody on board could say; the captain, who has crossed this strait for thirty years, "
-         "blamed the tide, the crew blamed the captain, and the tide came in." for i in range(32)]
+         "winter. Why? Nobody on board could say; the captain, who has crossed this strait for thirty "
+         "years, blamed the tide, the crew blamed the captain, and the tide came in." for i in range(32)]
 
 
 def probe(embedder, settings: str) -> tuple[str, int, float]:

@@ -36,8 +36,8 @@ def read_config(path: Path, kinds: dict, **overrides) -> dict:
         check(name in kinds, f"{name}: no setting of a model; there are {', '.join(kinds)}")
 
     mistral = raw["model_type"] == "mistral"
-    defaults = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False,
-                "bos_token_id": 1, "eos_token_id": 2}
+    defaults = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "sliding_window": 4096,
+                "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2}
     config = {name: raw.get(name, defaults.get(name)) for name in kinds}
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}            # in transformers' order
     config["rope_theta"] = rope.get("rope_theta", config["rope_theta"])
@@ -129,8 +129,8 @@ def load_weights(module, folder: Path, device, dtype) -> None:
         if embedding not in state and lm_head and module.config.tie_word_embeddings:
             state[embedding] = read_tensor(lm_head, "lm_head.weight", shapes[embedding], device, dtype)
     except torch.OutOfMemoryError:
-        raise UserError(f"{folder}: the GPU's memory is too small for its weights alone (--dtype bfloat16 halves what "
-                        "float32 takes)") from None
+        raise UserError(f"{folder}: the GPU's memory is too small for its weights alone (--dtype bfloat16 "
+                        "halves what float32 takes)") from None
     missing = sorted(shapes.keys() - state.keys())
     if missing:
         raise UserError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
@@ -177,7 +177,8 @@ def read_adapter(folder: Path, projections) -> tuple[dict, dict[str, torch.Tenso
     rank, alpha, dropout = raw.get("r"), raw.get("lora_alpha"), raw.get("lora_dropout", 0.0)
     check(fits(rank, int) and rank > 0, f"{path}: r {rank!r}: a whole number above 0 is wanted")
     check(fits(alpha, float) and alpha > 0, f"{path}: lora_alpha {alpha!r}: a number above 0 is wanted")
-    check(fits(dropout, float) and 0 <= dropout < 1, f"{path}: lora_dropout {dropout!r}: at least 0 and below 1")
+    check(fits(dropout, float) and 0 <= dropout < 1,
+          f"{path}: lora_dropout {dropout!r}: at least 0 and below 1")
 
     file = folder / "adapter_model.safetensors"
     pattern = re.compile(r"(?:base_model\.model\.)?(?:model\.)?(layers\.\d+\.\w+\.(\w+)\.lora_[AB])\.weight")
@@ -193,7 +194,8 @@ def read_adapter(folder: Path, projections) -> tuple[dict, dict[str, torch.Tenso
     check(tensors, f"{file}: holds no tensor: save the adapter again (it would change no vector)")
     for name in projections:
         check(name in targets or not is_target(name, raw.get("target_modules")),
-              f"{file}: no tensor of {name}, which target_modules in {path.name} names: save the adapter again")
+              f"{file}: no tensor of {name}, which target_modules in {path.name} names: save the adapter "
+              "again")
     settings = {"rank": rank, "alpha": alpha, "dropout": dropout, "targets": tuple(targets),
                 "rslora": bool(raw.get("use_rslora"))}
     return settings, tensors
@@ -226,7 +228,8 @@ def save_adapter(folder: Path, parameters: dict, described: dict, dtype=torch.fl
     """Write PEFT's two files. described: the content of adapter_config.json."""
     tensors = {f"base_model.model.{name}.weight": parameter.detach().to("cpu", dtype).contiguous()
                for name, parameter in parameters.items()}
-    replace_file(folder / "adapter_model.safetensors", lambda path: save_file(tensors, path, {"format": "pt"}))
+    replace_file(folder / "adapter_model.safetensors",
+                 lambda path: save_file(tensors, path, {"format": "pt"}))
     write_text(folder / "adapter_config.json", json.dumps(described, indent=2))
 
 
@@ -238,7 +241,8 @@ def find_model(path, adapter=None) -> tuple[Path, Path | None]:
     check(folder.is_dir(), f"{folder}: no such model folder (`make base` builds one, `make train` a run)")
     has_adapter = (folder / "adapter_config.json").exists()
     if has_adapter:
-        check(adapter is None, f"{folder}: has an adapter of its own, so that a second one ({adapter}) cannot be added")
+        check(adapter is None,
+              f"{folder}: has an adapter of its own, so that a second one ({adapter}) cannot be added")
         return find_base(folder), folder
     check(not (folder / "log.jsonl").exists(),
           f"{folder}: a run without an adapter: it has not come to its first checkpoint")
@@ -277,7 +281,8 @@ def stored_pooling(folder: Path) -> str | None:
     for name, flag in POOLINGS.items():
         if mode == flag.removesuffix("_tokens") or described.get(f"pooling_mode_{flag}"):
             known.append(name)
-    check(len(known) == 1, f"{exported}: names no pooling that is here: give pooling={' or '.join(POOLINGS)}")
+    check(len(known) == 1,
+          f"{exported}: names no pooling that is here: give pooling={' or '.join(POOLINGS)}")
     check(known == ["last"] or described.get("include_prompt") in (None, True),
           f"{exported}: include_prompt false: a mean without the instruction's tokens is not supported here")
     return known[0]

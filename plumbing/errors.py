@@ -4,7 +4,7 @@ code 2.
 A lesson guards itself with `check` alone, and `Parser` makes the same one line of every bad flag. `command`
 is the one place that prints an error and ends the process. The bounds of a flag are its type:
 
-    add("--lr", type=positive(float))        add("--seed", type=at_least_0(int))        add("--share", type=share)
+    add("--lr", type=positive(float))    add("--seed", type=at_least_0(int))    add("--share", type=share)
 
 Nothing here imports torch, so that a script without a model starts at once.
 """
@@ -46,8 +46,8 @@ def check_room(prompts: list[str], lengths: list[int], max_length: int) -> None:
     """Refuse an instruction of so many tokens that a text of max_length has none of its own."""
     for prompt, length in zip(prompts, lengths):
         check(length + 3 <= max_length,
-              f"the instruction alone has {length} tokens and fills --max-length {max_length}, so that all its queries "
-              f"would be equal: raise --max-length, or shorten {prompt!r:.60}")
+              f"the instruction alone has {length} tokens and fills --max-length {max_length}, so that all "
+              f"its queries would be equal: raise --max-length, or shorten {prompt!r:.60}")
 
 
 def check_finite(vectors, texts: list[str]) -> None:
@@ -55,8 +55,9 @@ def check_finite(vectors, texts: list[str]) -> None:
     finite = vectors.isfinite().all(1)
     if not finite.all():
         number = int((~finite).nonzero()[0, 0])
-        raise UserError(f"the model gives NaN or infinity for {int((~finite).sum())} of {len(texts)} texts, the first is "
-                        f"{texts[number]!r:.60}: --dtype bfloat16 or float32 has the range that float16 lacks")
+        raise UserError(f"the model gives NaN or infinity for {int((~finite).sum())} of {len(texts)} texts, "
+                        f"the first is {texts[number]!r:.60}: --dtype bfloat16 or float32 has the range "
+                        "that float16 lacks")
 
 
 @contextmanager
@@ -138,12 +139,13 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, (UserError, OSError)) or kind == "SafetensorError":       # the last: a full disk
         return text
     if kind == "OutOfMemoryError":
-        return ("out of GPU memory: fewer tokens a chunk (train.py: --tokens-per-chunk, --keep-tokens; the batch and "
-                "its negatives stay the same), a shorter --max-length or a 16-bit --dtype take less")
+        return ("out of GPU memory: fewer tokens a chunk (train.py: --tokens-per-chunk, --keep-tokens; the "
+                "batch and its negatives stay the same), a shorter --max-length or a 16-bit --dtype take "
+                "less")
     if isinstance(error, RuntimeError) and (kind.startswith("Dist") or "gloo" in text):
         reason = text.splitlines()[0].split("] ", 1)[-1].split(". ")[0]      # "[file:line] reason. Advice"
-        return (f"rank {os.environ.get('RANK', 0)} lost another rank ({reason}): the last checkpoint, if there is one, "
-                "stands, and --resume goes on from it")
+        return (f"rank {os.environ.get('RANK', 0)} lost another rank ({reason}): the last checkpoint, if "
+                "there is one, stands, and --resume goes on from it")
     return None
 
 

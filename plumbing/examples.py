@@ -15,7 +15,8 @@ import numpy as np
 from plumbing.errors import UserError, check
 from plumbing.files import BOM, OPTIONAL, parse_line, text_hash
 
-SCHEMA = {"query": str, "pos": [str], "neg": ([str], OPTIONAL), "prompt": (str, OPTIONAL), "type": (str, OPTIONAL)}
+SCHEMA = {"query": str, "pos": [str], "neg": ([str], OPTIONAL), "prompt": (str, OPTIONAL),
+          "type": (str, OPTIONAL)}
 
 
 def read_example(line: bytes, default_prompt: str = "", where: str = "") -> dict:

@@ -25,8 +25,10 @@ BOM = b"\xef\xbb\xbf"               # some editors put it in front of a UTF-8 fi
 def fits(value, kind) -> bool:
     """Whether a JSON value is of a kind. NaN and infinity are of none; True is no number; 1 is a float.
 
-    >>> fits(["a", "b"], [str]), fits(1, (str, [str])), fits(None, (str, OPTIONAL)), fits(True, int), fits(1, float)
-    (True, False, True, False, True)
+    >>> fits(["a", "b"], [str]), fits(1, (str, [str])), fits(None, (str, OPTIONAL))
+    (True, False, True)
+    >>> fits(True, int), fits(1, float)
+    (False, True)
     """
     if isinstance(kind, tuple):
         return any(fits(value, one) for one in kind)
@@ -54,7 +56,8 @@ def spelled(kind) -> str:
     >>> spelled((str, [str], OPTIONAL))
     'a string or a list of strings'
     """
-    words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
+    words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false",
+             dict: "an object"}
     if isinstance(kind, tuple):
         return " or ".join(dict.fromkeys(spelled(one) for one in kind if one is not OPTIONAL))
     if isinstance(kind, list):
@@ -143,7 +146,8 @@ def replace_file(path: Path, write) -> None:
         os.replace(beside, path)
     except Exception as error:
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":  # a full disk, mostly
-            raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{path}: cannot be written ({reason})") from None
         raise
     finally:
         beside.unlink(missing_ok=True)

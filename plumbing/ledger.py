@@ -181,8 +181,8 @@ class Ledger:
         header = read_json(path)
         for key, value in settings.items():
             check(header.get(key) == value,
-                  f"{path}: the run was begun with {key} {header.get(key)}, not {value}: go back to that, or "
-                  "choose another --out")
+                  f"{path}: the run was begun with {key} {header.get(key)}, not {value}: go back to that, "
+                  "or choose another --out")
         return header
 
     def frozen_tasks(self, settings: dict) -> dict | None:

@@ -3,7 +3,7 @@
     runs/NAME/config.json              every flag; a resume with others is refused
     runs/NAME/log.jsonl                a line a step; a resume drops the lines past its checkpoint
     runs/NAME/checkpoint.safetensors   adapter, moments, step and loss scale: all that a resume needs
-    runs/NAME/adapter_config.json, adapter_model.safetensors      PEFT's two files, derived from the checkpoint
+    runs/NAME/adapter_config.json, adapter_model.safetensors   PEFT's two files, derived from the checkpoint
 
 The method is train.py's: nothing here changes a gradient.
 """
@@ -26,11 +26,11 @@ from plumbing.ranks import agree, end_ranks, print0, rank, world_size
 
 # TFLOP/s of a GPU, dense, 16 bits; the first name that stands in the GPU's own counts.
 PEAK_TFLOPS = {"B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989,
-               "A100": 312, "A10G": 70, "A10": 125, "L40S": 362, "L40": 181, "L4": 121, "4090": 165, "3090": 71,
-               "V100": 112, "T4": 65}
+               "A100": 312, "A10G": 70, "A10": 125, "L40S": 362, "L40": 181, "L4": 121, "4090": 165,
+               "3090": 71, "V100": 112, "T4": 65}
 # What a resume may change. Of the data, it is the content and the shares that must be the same.
-FREE_FLAGS = ("out", "timeout", "resume", "overwrite", "checkpoint_every", "eval_every", "eval_data", "peak_tflops",
-              "tokens_per_chunk", "keep_tokens", "activation_checkpointing", "data", "device")
+FREE_FLAGS = ("out", "timeout", "resume", "overwrite", "checkpoint_every", "eval_every", "eval_data",
+              "peak_tflops", "tokens_per_chunk", "keep_tokens", "activation_checkpointing", "data", "device")
 COUNTS = ("tokens", "padded", "forward", "backward", "full", "signals")       # what `Run.counts` counts
 
 
@@ -99,17 +99,20 @@ class Run:
 
     def config(self) -> dict:
         """What config.json says: the flags, and what else a resume must find unchanged."""
-        flags = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self.args).items()
-                 if name != "device"}
-        return flags | {"base_dtype": str(self.base_dtype).removeprefix("torch."), "world_size": world_size(),
-                        "data_fingerprint": self.examples.fingerprint, "data_shares": list(self.examples.shares)}
+        flags = {name: str(value) if isinstance(value, Path) else value
+                 for name, value in vars(self.args).items() if name != "device"}
+        return flags | {"base_dtype": str(self.base_dtype).removeprefix("torch."),
+                        "world_size": world_size(),
+                        "data_fingerprint": self.examples.fingerprint,
+                        "data_shares": list(self.examples.shares)}
 
     def open_folder(self) -> bool:
         """Check, make or empty the folder -> whether there is a checkpoint to continue from."""
         folder, args, config = self.folder, self.args, self.config()
         if (folder / "config.json").exists():
             before = read_json(folder / "config.json")
-            check("data_fingerprint" in before, f"{folder}: a model's folder, not a run's: choose another --out")
+            check("data_fingerprint" in before,
+                  f"{folder}: a model's folder, not a run's: choose another --out")
             changed = [name for name, value in config.items()
                        if name not in FREE_FLAGS and not same(name, before.get(name), value)]
             resuming = args.resume and not changed
@@ -132,14 +135,15 @@ class Run:
         adapted = [projection for projection in decoder.projections() if projection.lora_A is not None]
         trained = sum(parameter.numel() for parameter in self.parameters)
         dtype = str(self.dtype).removeprefix("torch.")
-        print0(f"base     {args.base}: {len(decoder.layers)} layers, {self.weights:,} weights in matrix products, "
-               f"{dtype} on {world_size()} x {self.embedder.device.type}")
+        print0(f"base     {args.base}: {len(decoder.layers)} layers, {self.weights:,} weights in matrix "
+               f"products, {dtype} on {world_size()} x {self.embedder.device.type}")
         print0(f"adapter  {trained:,} parameters on {len(adapted)} projections")
         print0(f"data     {len(examples):,} examples of {len(examples.group_names)} groups, "
                f"{examples.skipped:,} lines skipped")
         if self.steps < args.warmup_steps:
-            print0(f"warning  {self.steps} steps are fewer than the {args.warmup_steps} of --warmup-steps: the rate never "
-                   f"comes to --lr {args.lr:g}: more data or epochs, or a smaller --batch-size or --warmup-steps")
+            print0(f"warning  {self.steps} steps are fewer than the {args.warmup_steps} of --warmup-steps: "
+                   f"the rate never comes to --lr {args.lr:g}: more data or epochs, or a smaller "
+                   "--batch-size or --warmup-steps")
         print0(f"steps    {self.steps:,} of {args.batch_size:,} queries, from {self.step:,}; "
                f"{args.tokens_per_chunk:,} tokens a chunk, at most {args.max_length} a text")
 
@@ -150,7 +154,8 @@ class Run:
         if done:
             print0(f"{self.folder}: {self.step:,} steps done, adapter saved")
         else:
-            print0(f"stopped by {signal.Signals(number).name} after step {self.step}: --resume goes on from there")
+            print0(f"stopped by {signal.Signals(number).name} after step {self.step}: --resume goes on "
+                   "from there")
         end_ranks()
         return 0 if done else 128 + number
 
@@ -166,16 +171,19 @@ class Run:
             for key, value in self.optimizer.state[parameter].items():         # step, exp_avg, exp_avg_sq
                 tensors[f"{name}/{key}"] = value.cpu().contiguous()
         state = json.dumps({"step": self.step, "scaler": self.scaler.state_dict()})
-        replace_file(self.folder / "checkpoint.safetensors", lambda path: save_file(tensors, path, {"state": state}))
+        replace_file(self.folder / "checkpoint.safetensors",
+                     lambda path: save_file(tensors, path, {"state": state}))
         self.embedder.save_adapter(self.folder)
 
     def load(self) -> None:
         """Put adapter, moments, loss scale and step back as the checkpoint has them."""
         path = self.folder / "checkpoint.safetensors"
         with open_safetensors(path) as file:
-            state = parse_line((file.metadata() or {}).get("state", "{}").encode(), path, {"step": int, "scaler": dict})
+            metadata = file.metadata() or {}
+            state = parse_line(metadata.get("state", "{}").encode(), path, {"step": int, "scaler": dict})
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        check(0 <= state["step"] <= self.steps, f"{path}: of step {state['step']}, but this run has {self.steps}")
+        check(0 <= state["step"] <= self.steps,
+              f"{path}: of step {state['step']}, but this run has {self.steps}")
         lora = self.embedder.decoder.lora_parameters()
         adapter = {name: tensor for name, tensor in tensors.items() if "/" not in name}
         fill_lora(lora, adapter, path)
@@ -207,7 +215,8 @@ class Run:
             forward += padded
         lengths = [len(ids) for ids in batch.token_ids]
         full = sum(length == self.args.max_length for length in lengths)
-        return torch.tensor([sum(lengths), padded, forward, padded, full, len(self.signals)], dtype=torch.float32)
+        return torch.tensor([sum(lengths), padded, forward, padded, full, len(self.signals)],
+                            dtype=torch.float32)
 
     def line(self, figures: dict, counts: torch.Tensor, lr: float, started: float) -> dict:
         """A step's line of the log. figures: scalars on the device. counts: summed over the ranks. started:
@@ -238,8 +247,8 @@ class Run:
         """
         scaled = self.scaler.is_enabled()
         check(not scaled or line["scale"] >= 1,
-              f"step {self.step}: in float16 the gradients overflow whatever their scale: stopped; the last good "
-              "checkpoint stands; --dtype bfloat16 or float32 has the range")
+              f"step {self.step}: in float16 the gradients overflow whatever their scale: stopped; the last "
+              "good checkpoint stands; --dtype bfloat16 or float32 has the range")
         names = ["loss"] if scaled else ["loss", "grad_norm"]
         if all(math.isfinite(line[name]) for name in names):
             return
@@ -247,8 +256,9 @@ class Run:
         file = self.folder / "bad_batch.json"
         if rank() == 0:
             write_json(file, {**valid_json(line), "examples": examples})
-        raise UserError(f"step {self.step}: loss {line['loss']}, gradient norm {line['grad_norm']}: stopped; the last "
-                        f"good checkpoint stands; the batch ({examples[0]}, ...) is listed in {file}")
+        raise UserError(f"step {self.step}: loss {line['loss']}, gradient norm {line['grad_norm']}: "
+                        f"stopped; the last good checkpoint stands; the batch ({examples[0]}, ...) is "
+                        f"listed in {file}")
 
     def log(self, line: dict) -> None:
         if rank() == 0:
@@ -278,7 +288,7 @@ def print_line(line: dict, steps: int) -> None:
     print("  ".join(words), flush=True)
 
 
-# ------------------------------------------------------------------------------------------- the folder's parts
+# ------------------------------------------------------------------------------------ the folder's parts
 
 def same(flag: str, before, now) -> bool:
     """Whether two values of a flag mean the same: a folder has many spellings."""
@@ -289,8 +299,10 @@ def same(flag: str, before, now) -> bool:
 
 def refusal_to_replace(folder: Path, resume: bool, changed: list[str]) -> str:
     if resume:
-        return (f"{folder}: made with another {', '.join(changed)}: --overwrite starts anew, or choose another --out")
-    return f"{folder}: a run is here already: --resume goes on with it, --overwrite starts anew, or choose another --out"
+        return (f"{folder}: made with another {', '.join(changed)}: --overwrite starts anew, or choose "
+                "another --out")
+    return (f"{folder}: a run is here already: --resume goes on with it, --overwrite starts anew, or choose "
+            "another --out")
 
 
 def empty(folder: Path) -> None:
@@ -326,5 +338,6 @@ def check_trained(decoder) -> None:
     adapted = [module for name, module in decoder.named_modules() if name.rsplit(".", 1)[-1] in names]
     wanted = sum(decoder.lora["r"] * sum(projection.weight.shape) for projection in adapted)
     trained = sum(parameter.numel() for parameter in decoder.parameters() if parameter.requires_grad)
-    check(trained == wanted, f"{trained:,} parameters would be trained; rank {decoder.lora['r']} on {len(adapted)} "
-                             f"projections makes {wanted:,}: the adapter does not fit this base")
+    check(trained == wanted,
+          f"{trained:,} parameters would be trained; rank {decoder.lora['r']} on {len(adapted)} projections "
+          f"makes {wanted:,}: the adapter does not fit this base")

@@ -13,23 +13,25 @@ ANY = object()
 EMPTY = (None, False, 0, "", [], {})
 
 ROPE = {                                        # rope_parameters, or rope_scaling as it was called before
-    "rope_theta": ANY, "rope_type": (None, "default"), "type": (None, "default"), "partial_rotary_factor": (None, 1),
+    "rope_theta": ANY, "rope_type": (None, "default"), "type": (None, "default"),
+    "partial_rotary_factor": (None, 1),
 }
 CONFIG = {                                      # config.json
     "model_type": ("mistral", "llama"),
     # the decoder's shape, which read_config checks
     "vocab_size": ANY, "hidden_size": ANY, "intermediate_size": ANY, "num_hidden_layers": ANY,
-    "num_attention_heads": ANY, "num_key_value_heads": ANY, "head_dim": ANY, "rms_norm_eps": ANY, "rope_theta": ANY,
-    "rope_parameters": ANY, "rope_scaling": ANY, "sliding_window": ANY, "tie_word_embeddings": ANY,
-    "bos_token_id": ANY, "eos_token_id": ANY,
+    "num_attention_heads": ANY, "num_key_value_heads": ANY, "head_dim": ANY, "rms_norm_eps": ANY,
+    "rope_theta": ANY, "rope_parameters": ANY, "rope_scaling": ANY, "sliding_window": ANY,
+    "tie_word_embeddings": ANY, "bos_token_id": ANY, "eos_token_id": ANY,
     # what is computed in one way only
     "hidden_act": ("silu",), "attention_bias": EMPTY, "mlp_bias": EMPTY, "attention_dropout": EMPTY,
     "is_causal": (None, True), "partial_rotary_factor": (None, 1),
     # what changes no vector
-    "architectures": ANY, "transformers_version": ANY, "dtype": ANY, "torch_dtype": ANY, "_name_or_path": ANY,
-    "use_cache": ANY, "pad_token_id": ANY, "unk_token_id": ANY, "sep_token_id": ANY, "cls_token_id": ANY,
-    "max_position_embeddings": ANY, "max_length": ANY, "model_max_length": ANY, "initializer_range": ANY,
-    "pretraining_tp": ANY, "id2label": ANY, "label2id": ANY, "problem_type": ANY, "return_dict": ANY,
+    "architectures": ANY, "transformers_version": ANY, "dtype": ANY, "torch_dtype": ANY,
+    "_name_or_path": ANY, "use_cache": ANY, "pad_token_id": ANY, "unk_token_id": ANY, "sep_token_id": ANY,
+    "cls_token_id": ANY, "max_position_embeddings": ANY, "max_length": ANY, "model_max_length": ANY,
+    "initializer_range": ANY, "pretraining_tp": ANY, "id2label": ANY, "label2id": ANY,
+    "problem_type": ANY, "return_dict": ANY,
     "output_hidden_states": ANY, "output_attentions": ANY, "is_decoder": ANY, "chunk_size_feed_forward": ANY,
     "_attn_implementation": ANY, "attn_implementation": ANY, "_attn_implementation_autoset": ANY,
     "unsloth_version": ANY, "unsloth_fixed": ANY, "_unsloth_fixed": ANY, "vocab_padding": ANY,
@@ -41,9 +43,10 @@ ADAPTER = {                                     # adapter_config.json
     # what read_adapter checks
     "r": ANY, "lora_alpha": ANY, "lora_dropout": ANY, "target_modules": ANY,
     # what changes no vector, or only together with a key that is refused
-    "base_model_name_or_path": ANY, "revision": ANY, "task_type": ANY, "auto_mapping": ANY, "peft_version": ANY,
-    "inference_mode": ANY, "exclude_modules": ANY, "layers_pattern": ANY, "loftq_config": ANY, "eva_config": ANY,
-    "megatron_core": ANY, "qalora_group_size": ANY, "runtime_config": ANY,
+    "base_model_name_or_path": ANY, "revision": ANY, "task_type": ANY, "auto_mapping": ANY,
+    "peft_version": ANY, "inference_mode": ANY, "exclude_modules": ANY, "layers_pattern": ANY,
+    "loftq_config": ANY, "eva_config": ANY, "megatron_core": ANY, "qalora_group_size": ANY,
+    "runtime_config": ANY,
 }
 POOLING = {                              # 1_Pooling/config.json; which mode it names is checked elsewhere
     "word_embedding_dimension": ANY, "embedding_dimension": ANY, "pooling_mode": ANY, "include_prompt": ANY,
@@ -51,8 +54,9 @@ POOLING = {                              # 1_Pooling/config.json; which mode it 
 }
 TRANSFORMER = {                                 # sentence_bert_config.json
     "max_seq_length": ANY, "do_lower_case": (None, False), "transformer_task": (None, "feature-extraction"),
-    "modality_config": ANY, "module_output_name": ANY, "model_args": ANY, "tokenizer_args": ANY, "processor_args": ANY,
-    "config_args": ANY, "model_kwargs": ANY, "processor_kwargs": ANY, "config_kwargs": ANY, "unpad_inputs": ANY,
+    "modality_config": ANY, "module_output_name": ANY, "model_args": ANY, "tokenizer_args": ANY,
+    "processor_args": ANY, "config_args": ANY, "model_kwargs": ANY, "processor_kwargs": ANY,
+    "config_kwargs": ANY, "unpad_inputs": ANY,
 }
 MODULES = ("Transformer", "Pooling", "Normalize")           # modules.json: the classes of a folder's steps
 
@@ -62,7 +66,8 @@ def check_known(path: Path, values: dict, known: dict) -> None:
     for key, value in values.items():
         shown = f"{path}: {key} {value!r:.60}"
         if key not in known:
-            check(value in EMPTY, f"{shown}: not known here; if it changes no vector, remove it from the file")
+            check(value in EMPTY,
+                  f"{shown}: not known here; if it changes no vector, remove it from the file")
         elif known[key] is not ANY:
             check(value in known[key], f"{shown}: not supported here")
 
@@ -71,7 +76,8 @@ def check_config(path: Path, raw: dict) -> None:
     """Refuse a config.json that asks for what the decoder does not compute."""
     check(raw.get("model_type") in CONFIG["model_type"],
           f"{path}: model_type {raw.get('model_type')!r}: not supported here (only mistral and llama are)")
-    check(not raw.get("quantization_config"), f"{path}: quantised weights (quantization_config): not supported here")
+    check(not raw.get("quantization_config"),
+          f"{path}: quantised weights (quantization_config): not supported here")
     check(not raw.get("auto_map"), f"{path}: code of its own (auto_map): not supported here")
     for name in ("rope_parameters", "rope_scaling"):
         rope = raw.get(name) or {}

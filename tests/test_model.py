@@ -387,3 +387,18 @@ def test_a_fresh_adapter_changes_nothing_and_is_seeded(folder, embedder):
     assert all(x.equal(y) for x, y in zip(a, b)) and not a[0].equal(c[0])
     assert all(p.dtype == torch.float32 for p in a)
     assert [n for n, p in first.named_parameters() if p.requires_grad] == list(first.lora_parameters())
+
+
+def test_every_projection_reads_what_dropout_left(folder):
+    """Where dropout leaves nothing, the adapter adds nothing, and its gradient is zero."""
+    embedder = Embedder.load(folder, device="cpu")
+    ids = random_ids(2, 9, 32000).tolist()
+    wanted = embedder.embed(ids)
+    embedder.decoder.add_lora(rank=4)
+    for parameter in embedder.decoder.lora_parameters().values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    assert relative(embedder.embed(ids), wanted) > 0.01
+    for module in embedder.decoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 1.0
+    assert embedder.decoder.train() and relative(embedder.embed(ids), wanted) <= 1e-6

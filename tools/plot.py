@@ -178,7 +178,7 @@ def draw_study(args):
         spreads = [100 * (row["spread"].get(key) or 0) for row in rows.values()]
         axis.barh(places, [score or 0 for score in scores], color="C1" if key == "Average" else "C0",
                   xerr=spreads if any(spreads) else None, error_kw={"linewidth": 1})
-        for place, score, spread in zip(places, scores, spreads):     # a label to the right of bar and spread
+        for place, score, spread in zip(places, scores, spreads):    # a label to the right of bar and spread
             axis.annotate("-" if score is None else f"{score:.1f}", (max(score or 0, 0) + spread, place),
                           (4, 0), textcoords="offset points", va="center", fontsize=8)
         axis.set_title("Average of the seven" if key == "Average" else key)

@@ -4,8 +4,8 @@
     python -m tools.workflow train BASE=owner/name PRESET=paper   # the same: make passes on what is typed
     make train DRY_RUN=1                                          # shows the commands and runs none
 
-Each command is printed as you could type it, and run unless its output is up to date. It is up to date if the
-same command has ended well on the same files before; a stamp near the output remembers both.
+Each command is printed as you could type it, and run unless its output is up to date. It is up to date if
+the same command has ended well on the same files before; a stamp near the output remembers both.
 """
 import itertools
 import os
@@ -179,7 +179,8 @@ def path_of(file: str) -> Path:
 
 
 def get_data(typed: Variables) -> list[str]:
-    """The training data as train.py's flags. What `make data` can make is made where it is not up to date."""
+    """The training data as train.py's flags. What `make data` can make is made where it is not up to
+    date."""
     flags = []
     for file in data_files(typed):
         path = path_of(file)

@@ -87,7 +87,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
         beside.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match=r"a.json: cannot be written \(No space left"):
         replace_file(path, fail)
     assert read_json(path) == {"é": 1} and [p.name for p in path.parent.iterdir()] == ["a.json"]
     write_jsonl(path, ({"n": n} for n in range(2)))

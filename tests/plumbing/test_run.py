@@ -285,7 +285,7 @@ def test_float16_scales_its_loss(here, tmp_path):
     code, log = here("half", "--dtype", "float16", "--max-steps", 12, "--epochs", 4)
     assert code == 0 and all(math.isfinite(line["loss"]) for line in log)
     norms = [line["grad_norm"] for line in log if line["grad_norm"] is not None]     # JSON has no infinity
-    assert norms and max(norms) < 1e4                         # the scale itself is 65,536 at the start
+    assert norms and 1 < min(norms) and max(norms) < 1e4          # the scale itself is 65,536 at the start
     with safe_open(tmp_path / "half/checkpoint.safetensors", "pt") as file:
         scaler = json.loads(file.metadata()["state"])["scaler"]
         moved = [file.get_tensor(name) for name in file.keys() if name.endswith("lora_B")]
@@ -322,6 +322,12 @@ def test_options_of_the_vectors_reach_them(here, flags):
 def test_options_of_the_loss_reach_it(here, flags):
     plain, changed = here("plain")[1], here("changed", *flags)[1]
     assert plain[0]["loss"] != changed[0]["loss"] and plain[0]["spread"] == changed[0]["spread"]
+
+
+def test_dropout_reaches_the_loss(here):
+    """From the second step on: at first lora_B is zero."""
+    without, dropped = here("without", "--lora-dropout", 0)[1], here("dropped", "--lora-dropout", 0.5)[1]
+    assert without[0]["loss"] == dropped[0]["loss"] and without[1]["loss"] != dropped[1]["loss"]
 
 
 def test_each_step_and_chunk_draws_its_own_dropout_and_replays_it(here, monkeypatch):

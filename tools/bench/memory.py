@@ -1,10 +1,10 @@
 """tools/bench/memory.py: peak memory of loading a 7B checkpoint, of long texts, and of training, predicted.
 
-    python -m tools.bench.memory load                   # Mistral-7B's shape, random weights: 14.2 GB of disk
-    python -m tools.bench.memory load --stored float16  # as the published E5-Mistral is: all weights are cast
-    python -m tools.bench.memory load --layers 2        # a small one, seconds
-    python -m tools.bench.memory long                   # 8,192 and 16,384 tokens, windows of 4,096 and 1,024
-    python -m tools.bench.memory train                  # Mistral-7B's shape: --tokens-per-chunk by GPU size
+    python -m tools.bench.memory load                  # Mistral-7B's shape, random weights: 14.2 GB of disk
+    python -m tools.bench.memory load --stored float16 # as the published E5-Mistral is: all weights are cast
+    python -m tools.bench.memory load --layers 2       # a small one, seconds
+    python -m tools.bench.memory long                  # 8,192 and 16,384 tokens, windows of 4,096 and 1,024
+    python -m tools.bench.memory train                 # Mistral-7B's shape: --tokens-per-chunk by GPU size
     python -m tools.bench.memory train --base models/NAME --measured results/gpu/train.json
 
 `train` is arithmetic. The other two measure, each time in a process of its own, by its peak resident size,
@@ -134,8 +134,8 @@ def predicted_bytes(c: Config, tokens_per_chunk: int, rank=16, itemsize=2, batch
     base = sum(p.numel() for p in decoder.parameters()) * itemsize
     lora = rank * sum(sum(projection.weight.shape) for projection in decoder.projections())
     token = kept_bytes_per_token(c, rank, itemsize, compiled) * (1 + 1 / c.num_hidden_layers)
-    vectors = 3 * 4 * batch * (1 + documents) * c.hidden_size      # float32: vectors, gradient, one copy
-    scores = 6 * 4 * batch * batch * documents                     # cosines, logits, softmax, their gradients
+    vectors = 3 * 4 * batch * (1 + documents) * c.hidden_size     # float32: vectors, gradient, one copy
+    scores = 6 * 4 * batch * batch * documents                    # cosines, logits, softmax, their gradients
     # the adapter in float32, its gradient, Adam's two moments; and cast for the products
     return base + lora * (4 * 4 + itemsize) + tokens_per_chunk * token + vectors + scores
 

@@ -1,4 +1,5 @@
-"""tools/bench/peer.py: sentence-transformers + peft by their own classes, for train.py here and the study."""
+"""tools/bench/peer.py: sentence-transformers + peft by their own classes, for train.py here and the
+study."""
 import time
 from pathlib import Path
 

@@ -154,7 +154,8 @@ def in_own_process(s: dict) -> dict:
     done = subprocess.run([sys.executable, "-m", "tools.bench.train", "--turn", out], cwd=ROOT,
                           env=environment, input=json.dumps(s), text=True, capture_output=True)
     if done.returncode == 2:                                # a user's mistake, already in one line
-        raise UserError(f"{s['variant']}: " + done.stderr.strip().splitlines()[-1].removeprefix("train.py: "))
+        said = done.stderr.strip().splitlines()[-1]
+        raise UserError(f"{s['variant']}: " + said.removeprefix("train.py: "))
     if done.returncode:
         raise RuntimeError(f"{s['variant']}: exit code {done.returncode}\n"
                            f"{done.stdout[-2000:]}{done.stderr[-4000:]}")

@@ -33,8 +33,8 @@ OVER = ("completed", "expired", "cancelled", "failed")
 
 
 def rows_of(path, **schema):
-    """Yield the rows of a file that the provider has written, or that we wrote for it. An answer may hold any
-    characters, and the last line may lack its end."""
+    """Yield the rows of a file that the provider has written, or that we wrote for it. An answer may hold
+    any characters, and the last line may lack its end."""
     for number, line in read_lines(path):
         yield parse_line(line, f"{path}:{number}", schema, any_characters=True)
 
@@ -43,7 +43,8 @@ class BatchClient(Client):
     """A Client that also speaks the files and batches endpoints."""
 
     def call(self, method, path, lookup=None, **kwargs):
-        """One HTTP call, retried -> response. lookup: asked before a second POST whether the first worked."""
+        """One HTTP call, retried -> response. lookup: asked before a second POST whether the first
+        worked."""
         url = self.url.replace("/chat/completions", path)
         key = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         for failures in range(self.args.tries):
@@ -163,7 +164,8 @@ def write_parts(todo, folder, client, prompts, part_size):
         tokens_in, tokens_out = (sum(side) for side in zip(*(tokens for _, tokens in lines[model])))
         part.note(status="new", model=model, requests=len(lines[model]), tokens_in=tokens_in,
                   tokens_out=tokens_out)
-        write_text(part.path, "".join(line for line, _ in lines.pop(model)))  # with this file the part exists
+        # with this file the part exists
+        write_text(part.path, "".join(line for line, _ in lines.pop(model)))
         parts.append(part)
 
     for request in todo:

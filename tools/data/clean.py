@@ -224,8 +224,8 @@ def clean(path, out, folders=(), threshold=0.8, min_chars=20, batch=1000):
                 if not drop:
                     file.write(line.rstrip(b"\r\n") + b"\n")
     replace_file(out, write)
-    return {"examples": len(dirty), "near-duplicates": int(duplicate.sum()), "contaminated": int(dirty.sum()),
-            "kept": int((~dropped).sum()), "samples": samples,
+    return {"examples": len(dirty), "near-duplicates": int(duplicate.sum()),
+            "contaminated": int(dirty.sum()), "kept": int((~dropped).sum()), "samples": samples,
             "by task": {f"{name} ({kind})": number for (name, kind), number in counts.most_common()}}
 
 

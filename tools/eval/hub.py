@@ -6,7 +6,8 @@
 
 prompts/tasks.json names repository, revision, split and instruction of each task. `hf download` fetches and
 caches; a task that already stands in OUT is left alone. Read are JSON lines, plain or gzipped, tab-separated
-files and, with pyarrow, parquet. Revisions differ in layout, so files are chosen by the words in their paths.
+files and, with pyarrow, parquet. Revisions differ in layout, so files are chosen by the words in their
+paths.
 """
 import argparse
 import functools
@@ -86,7 +87,8 @@ def read_parquet(path: Path):
 
 
 def read_table(path: Path, role: str):
-    """Rows of a tab-separated file: no quotes, fields of any length; its first row or HEADLESS names them."""
+    """Rows of a tab-separated file: no quotes, fields of any length; its first row or HEADLESS names
+    them."""
     rows = (line.decode().rstrip("\r\n").split("\t") for _, line in read_lines(path))
     first = next(rows, [])
     names = first

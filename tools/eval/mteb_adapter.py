@@ -1,4 +1,5 @@
-"""tools/eval/mteb_adapter.py: run the mteb package (2.x) on one of our models, to see its scores beside ours.
+"""tools/eval/mteb_adapter.py: run the mteb package (2.x) on one of our models, to see its scores beside
+ours.
 
     python -m tools.eval.mteb_adapter runs/full STSBenchmark SciFact --out results/mteb
 

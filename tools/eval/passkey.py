@@ -110,7 +110,8 @@ def main(argv=None):
     accuracies = {}
     for tokens in args.lengths:
         start = time.time()
-        accuracies[tokens] = accuracy(embedder, tokens, args.queries, args.candidates, args.prompt, args.seed)
+        accuracies[tokens] = accuracy(embedder, tokens, args.queries, args.candidates, args.prompt,
+                                      args.seed)
         seconds, chance = time.time() - start, 1 / args.candidates
         print(f"{tokens:>6} tokens: top-1 {100 * accuracies[tokens]:5.1f} ({seconds:.0f} s, by luck "
               f"{100 * chance:.1f} +- {100 * math.sqrt(chance / args.queries):.1f})", flush=True)

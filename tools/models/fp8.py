@@ -146,7 +146,8 @@ def measure(base, data, queries=64, max_length=512, dtype=None, device=None, tok
     def relative(found, exact):
         return float((found - exact).norm() / exact.norm())
     return {"queries": batch.queries, "texts": batch.texts,
-            "vectors": relative(fp8_vectors, exact_vectors), "lora_gradients": relative(fp8_lora, exact_lora),
+            "vectors": relative(fp8_vectors, exact_vectors),
+            "lora_gradients": relative(fp8_lora, exact_lora),
             "gradient_cosine": float(torch.cosine_similarity(fp8_lora, exact_lora, dim=0))}
 
 

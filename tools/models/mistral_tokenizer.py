@@ -21,7 +21,8 @@ SHA256 = "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055"     
 
 
 def packaged_model() -> Path:
-    """The SentencePiece file inside mistral-common, which is not imported: its own imports are not needed."""
+    """The SentencePiece file inside mistral-common, which is not imported: its own imports are not
+    needed."""
     spec = importlib.util.find_spec("mistral_common")
     for folder in spec.submodule_search_locations if spec else []:
         path = Path(folder) / "data" / "tokenizer.model.v1"

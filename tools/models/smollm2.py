@@ -137,7 +137,8 @@ def main():
     write_json(beside / "config.json", config)
     shutil.rmtree(args.out, ignore_errors=True)
     os.rename(beside, args.out)
-    print(f"{args.out}: {layers} layers, {sum(w.numel() for w in state.values()):,} parameters, {args.dtype}")
+    parameters = sum(w.numel() for w in state.values())
+    print(f"{args.out}: {layers} layers, {parameters:,} parameters, {args.dtype}")
 
 
 if __name__ == "__main__":

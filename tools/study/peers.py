@@ -69,8 +69,8 @@ def bm25(tasks: list[dict]) -> dict[str, float]:
 def as_packages_want(batch: list[dict], args: argparse.Namespace) -> list[dict]:
     """A batch with instructions on documents applied, one positive a row, and one negative.
 
-    The packages want a negative in every row or in none. A row without one gets another row's positive, which
-    is a negative of its batch already, so that no new text comes in.
+    The packages want a negative in every row or in none. A row without one gets another row's positive,
+    which is a negative of its batch already, so that no new text comes in.
     """
     rows = []
     for example in batch:

@@ -8,8 +8,8 @@
 EVALDATA: full public test sets as task folders, of which data/study.json takes the fixed subsets `dev` and
 `test` (subsets.py); `full` scores the sets whole. TRAINDATA: labelled pairs as JSON lines. ROWS below is the
 study. All training data is first cleared of near-duplicates and of every text of EVALDATA
-(tools/data/clean.py). Results: --out (JSON) and, beside it, .md (the table) and .png (plot.py). A row that is
-there with the same settings is not run again, and a training that was stopped goes on.
+(tools/data/clean.py). Results: --out (JSON) and, beside it, .md (the table) and .png (plot.py). A row that
+is there with the same settings is not run again, and a training that was stopped goes on.
 
 The average is the mean of the means of MTEB's seven categories, English only, so that no category counts by
 its number of sets; bitext mining stands beside it. Spread: standard deviation over seeds.

@@ -78,7 +78,7 @@ def make(study: dict, evaldata: Path, out: Path) -> list[Path]:
 def write_task(source: Path, target: Path, files: dict[str, list]) -> None:
     """One task's folder. files: {file: entries}."""
     described = read_json(source / "task.json") | {"note": NOTE}
-    write_text(target / "task.json", json.dumps(described))          # by their bytes, results know their sets
+    write_text(target / "task.json", json.dumps(described))         # by their bytes, results know their sets
     for file, entries in files.items():
         write_jsonl(target / file, kept_rows(source / file, entries))
     if "queries.jsonl" in files:
