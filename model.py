@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from plumbing.checkpoint import (POOLINGS, fill_lora, find_model, load_tokenizer, load_weights, pick_device,
                                  pick_dtype, read_adapter, read_config, save_adapter, stored_max_length,
                                  stored_pooling)
-from plumbing.errors import check, check_finite, check_room, check_texts
+from plumbing.errors import check, check_finite, check_room, texts_and_prompts
 from plumbing.progress import progress as show_progress
 
 SLICE = 16384                         # texts that `encode` tokenises at a time
@@ -426,8 +426,7 @@ class Embedder:
         after the cut. Most tokenizer files add BOS at best, and a vector read at another token is silently
         bad.
         """
-        prompts = [prompt] * len(texts) if isinstance(prompt, str) else prompt
-        check_texts(texts, prompts)
+        texts, prompts = texts_and_prompts(texts, prompt)
         bos, eos = self.decoder.config.bos_token_id, self.decoder.config.eos_token_id
         start = [] if bos is None else [bos]
         room = self.max_length - len(start) - 1
@@ -466,14 +465,14 @@ class Embedder:
                tokens_per_chunk: int | None = None, progress=False) -> torch.Tensor:
         """Texts -> float32 [n, D] on the CPU, unit rows, in the texts' order.
 
-        dim: keep the first dim values. tokens_per_chunk: the most tokens of one forward pass, padding
-        included; by default 4096 on a CPU, 16384 on a GPU. progress: lines on stderr. Leaves the decoder in
-        eval mode.
+        texts: a list, or anything that yields texts. prompt: the instruction, one for all texts or one a
+        text; None or "" for documents. dim: keep the first dim values. tokens_per_chunk: the most tokens of
+        one forward pass, padding included; by default 4096 on a CPU, 16384 on a GPU. progress: lines on
+        stderr. Leaves the decoder in eval mode.
         """
         size = self.decoder.config.hidden_size
         check(dim is None or 1 <= dim <= size, f"dim {dim}: a vector has {size} values")
-        prompts = [prompt] * len(texts) if isinstance(prompt, str) else prompt
-        check_texts(texts, prompts)
+        texts, prompts = texts_and_prompts(texts, prompt)
         if tokens_per_chunk is None:
             tokens_per_chunk = 4096 if self.device.type == "cpu" else 16384
         self.decoder.eval()

@@ -303,7 +303,8 @@ def pick_device(name=None) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()            # a device that is not there fails here, not later
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {name}: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise UserError(f"device {name}: {reason}") from None
     if device.type == "cuda":
         # From torch 2.11 on, attention prefers cuDNN on Hopper and newer, and cuDNN builds a plan for each
         # shape that it has not seen: half a second or more, for each of the hundreds of (texts, length) that

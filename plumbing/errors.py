@@ -25,21 +25,27 @@ def check(condition, message: str) -> None:
         raise UserError(message)
 
 
-def check_texts(texts: list[str], prompts: list[str]) -> None:
-    """Texts to embed, each with its prompt.
+def texts_and_prompts(texts, prompt) -> tuple[list[str], list[str]]:
+    """Texts to embed, out of any iterable, and a prompt for each; prompt: one for all, one a text, or none.
 
-    TypeError for one string in place of a list, which would be embedded letter by letter; UserError for what
-    is no text: half a surrogate pair is a str in Python, but not UTF-8."""
-    if isinstance(texts, str) or not hasattr(texts, "__len__"):
+    TypeError for one string in place of texts, which would be embedded letter by letter; UserError for what
+    is no text: half a surrogate pair is a str in Python, but not UTF-8.
+    """
+    if isinstance(texts, str) or not hasattr(texts, "__iter__"):
         raise TypeError("texts: a list of texts; write [text] for one")
-    if not hasattr(prompts, "__len__"):
+    if prompt is not None and not hasattr(prompt, "__iter__"):
         raise TypeError('prompt: one string, or a list of one a text; "" for none')
+    texts = list(texts)
+    if prompt is None or isinstance(prompt, str):
+        prompt = [prompt] * len(texts)
+    prompts = [one or "" for one in prompt]
     check(len(prompts) == len(texts), f"prompt: {len(prompts)} instructions for {len(texts)} texts")
     for number, (prompt, text) in enumerate(zip(prompts, texts)):
         try:
             (prompt + text).encode()
         except (TypeError, UnicodeEncodeError):
             raise UserError(f"text {number}: no UTF-8 text: {text!r:.50}, prompt {prompt!r:.50}") from None
+    return texts, prompts
 
 
 def check_room(prompts: list[str], lengths: list[int], max_length: int) -> None:

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from plumbing.checkpoint import fill_lora, open_safetensors
 from plumbing.errors import UserError, check
+from plumbing.examples import SCHEMA
 from plumbing.files import parse_line, read_json, replace_file, write_json, write_text
 from plumbing.ranks import agree, end_ranks, print0, rank, world_size
 
@@ -139,7 +140,9 @@ class Run:
                f"products, {dtype} on {world_size()} x {self.embedder.device.type}")
         print0(f"adapter  {trained:,} parameters on {len(adapted)} projections")
         print0(f"data     {len(examples):,} examples of {len(examples.group_names)} groups, "
-               f"{examples.skipped:,} lines skipped")
+               f"{examples.with_negatives:,} with negatives, {examples.skipped:,} lines skipped")
+        for key, lines in sorted(examples.unread.items()):
+            print0(f"warning  {key!r}, in {lines:,} lines, is no key of an example ({', '.join(SCHEMA)}) and is not read")
         if self.steps < args.warmup_steps:
             print0(f"warning  {self.steps} steps are fewer than the {args.warmup_steps} of --warmup-steps: "
                    f"the rate never comes to --lr {args.lr:g}: more data or epochs, or a smaller "
