@@ -19,8 +19,19 @@ PROBE = [f"{i}. The ferry left the harbour at {i} past seven, a little late, as 
          "blamed the tide, the crew blamed the captain, and the tide came in." for i in range(32)]
 
 
+def settings_of(embedder, args) -> str:
+    """What may change the vectors of other texts than the PROBE: the flags, the tokenizer, a window.
+
+    A stand-in for a model, as the tests have one, may lack decoder and tokenizer.
+    """
+    settings = f"{args.max_length} {args.pooling} {args.dtype}"
+    if hasattr(embedder, "decoder"):
+        settings += f"{embedder.decoder.config}{embedder.tokenizer.to_str()}"
+    return settings
+
+
 def probe(embedder, settings: str) -> tuple[str, int, float]:
-    """Embed the PROBE -> (the model's identity, values of a vector, characters embedded a second).
+    """Embed the PROBE -> (the model's identity, values of a vector, bytes of text embedded a second).
 
     The identity is a hash of the vectors to the last bit, and so of the weights, and of the settings.
     """

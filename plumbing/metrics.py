@@ -143,6 +143,15 @@ def quantize(vectors: torch.Tensor, how: str) -> torch.Tensor:
     return vectors
 
 
+def bytes_per_vector(values: int, how: str) -> int:
+    """What a store keeps of a vector: float32, int8 with one float32 scale, or bits.
+
+    >>> [bytes_per_vector(4096, how) for how in ("none", "int8", "binary")]
+    [16384, 4100, 512]
+    """
+    return {"none": 4 * values, "int8": values + 4, "binary": math.ceil(values / 8)}[how]
+
+
 # ---------------------------------------------------------------------------- retrieval and reranking
 
 def in_chunks(rows, size: int):

@@ -94,6 +94,13 @@ def percent(score: float | None) -> str:
     return "-" if score is None else f"{100 * score:.1f}"
 
 
+def print_estimate(tasks: list[dict], bytes_per_second: float) -> None:
+    """How long these tasks may take: the size of their files over the measured rate."""
+    size = sum(path.stat().st_size for task in tasks for path in task["folder"].glob("*.jsonl"))
+    minutes = size / bytes_per_second / 60
+    print0(f"  {len(tasks)} tasks, {size / 1e6:.1f} MB, about {minutes:.1f} minutes")
+
+
 def print_score(name: str, metric: str, scores: dict, max_length: int) -> None:
     """The line of a task that is done, with what its user should know."""
     notes = [f"{scores['seconds']:.0f} s"]

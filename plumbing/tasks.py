@@ -23,6 +23,17 @@ CATEGORIES = {                        # kind -> MTEB's name for it, in the order
     "bitext": "BitextMining",
 }
 
+METRICS = {                           # kind -> its headline metric, and others that task.json may name instead
+    "classification": ("accuracy",),
+    "clustering": ("v_measure",),
+    "pair-classification": ("max_ap", "cosine_ap", "dot_ap", "euclidean_ap", "manhattan_ap"),
+    "reranking": ("map",),
+    "retrieval": ("ndcg_at_10", "recall_at_100", "map_at_1000"),
+    "sts": ("cosine_spearman",),
+    "summarization": ("cosine_spearman", "cosine_spearman_with_p_values"),
+    "bitext": ("f1", "accuracy"),
+}
+
 TASK = {
     "name": str,
     "kind": str,
@@ -72,6 +83,10 @@ def read_task(path: Path) -> dict:
     task = {**DEFAULTS, **given, "folder": path.parent}
     check(task["name"] and task["kind"] in CATEGORIES,
           f"{path}: needs a name and a kind, one of {', '.join(CATEGORIES)}")
+    metrics = METRICS[task["kind"]]
+    task.setdefault("metric", metrics[0])
+    check(task["metric"] in metrics,
+          f"{path}: metric {task['metric']!r}; {task['kind']} has {', '.join(metrics)}")
     for key in ("name", "prompt", "split"):
         check("\0" not in task[key], f"{path}: {key!r} holds a NUL")
     check(task["samples_per_label"] > 0, f"{path}: 'samples_per_label' must be above 0")

@@ -25,8 +25,8 @@ def test_tasks_come_by_category_and_name_with_what_they_leave_out(tmp_path):
     (tmp_path / "A" / "task.json").write_text(least, encoding="utf-8")
     found = find_tasks([str(tmp_path), str(tmp_path / "A")])               # named twice, there once
     assert [task["name"] for task in found] == ["C", "A", "B"]
-    assert found[1] == {"name": "A", "kind": "sts", "prompt": "", "split": "test", "samples_per_label": 8,
-                        "folder": tmp_path / "A"}
+    assert found[1] == {"name": "A", "kind": "sts", "metric": "cosine_spearman", "prompt": "", "split": "test",
+                        "samples_per_label": 8, "folder": tmp_path / "A"}
     assert {task["kind"] for task in find_tasks([str(MINI)])} == CATEGORIES.keys()
 
 

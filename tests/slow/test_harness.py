@@ -91,7 +91,7 @@ def compare(task: dict, name: str, model, monkeypatch, other=None) -> None:
     from mteb._evaluators.evaluator import Evaluator
     from tools.eval.mteb_adapter import MTEBModel
     kind = task["kind"]
-    score_kind, _ = evaluate.KINDS[kind]
+    score_kind = evaluate.KINDS[kind]
     ours = score_kind(task, encoder(embedder=model))
     rows = [] if kind == "retrieval" else read_test(task)
     harness, _ = mteb_task(name, task, rows)
