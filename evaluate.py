@@ -20,7 +20,7 @@ JSON with --out.
 
 Read it in this order: who gets the instruction, how texts become vectors and which are normalised, one
 function for each kind of task, the loop over tasks and models, the flags. The rest is in plumbing/:
-metrics.py has the formulas, tasks.py reads and checks the files, blocks.py embeds millions of texts (each
+metrics.py has the formulas (logistic.py and kmeans.py what is fitted), tasks.py reads and checks the files, blocks.py embeds millions of texts (each
 once, with progress, shared among ranks), cache.py keeps vectors on disk, table.py has the published scores
 and prints.
 """
@@ -42,6 +42,8 @@ from plumbing.cache import VectorCache, probe, settings_of
 from plumbing.checkpoint import find_model
 from plumbing.errors import Parser, at_least_0, check, command, positive
 from plumbing.files import write_json
+from plumbing.kmeans import kmeans
+from plumbing.logistic import logistic_regression
 from plumbing.ranks import end_ranks, print0, rank, start_ranks, world_size
 from plumbing.table import (averages, missing_parts, only_of_benchmark, print_estimate, print_score,
                             print_table, read_benchmark)
@@ -224,7 +226,7 @@ def score_classification(task, encoder):
     for sample in samples:
         sample_labels = [labels[number] for number in sample]
         sample_vectors = np.stack([vector_of[number] for number in sample])          # [sample, D]
-        predicted = metrics.logistic_regression(sample_vectors, sample_labels, test_vectors)
+        predicted = logistic_regression(sample_vectors, sample_labels, test_vectors)
         correct = sum(p == g for p, g in zip(predicted, gold))
         accuracies.append(correct / len(gold))
     return {"accuracy": float(np.mean(accuracies)), "accuracies": accuracies}
@@ -240,7 +242,7 @@ def score_clustering(task, encoder):
             scores.append(1.0)                                           # by definition, as in mteb
             continue
         [vectors] = encoder.embed(task, [row], "sentences")
-        groups = metrics.kmeans(vectors.numpy(), clusters)               # [sentences] cluster numbers
+        groups = kmeans(vectors.numpy(), clusters)               # [sentences] cluster numbers
         scores.append(metrics.v_measure(labels, groups))
     return {"v_measure": float(np.mean(scores)), "v_measures": scores}
 

@@ -2,7 +2,7 @@
 
 Every function shows an example small enough to check by hand, and tests/plumbing/test_metrics.py compares it
 with scipy, scikit-learn or pytrec_eval on random data with ties. The procedures around them (which texts,
-with which instruction) are in evaluate.py. Vectors are [n, d] float32 arrays; scores are floats from 0 to 1,
+with which instruction) are in evaluate.py, the two that are fitted in logistic.py and kmeans.py. Vectors are [n, d] float32 arrays; scores are floats from 0 to 1,
 correlations from -1 to 1, and nan where the reference's is undefined.
 """
 import math
@@ -291,120 +291,7 @@ def sample_per_label(labels: list, samples: int, experiments: int = 10) -> list[
     return drawn
 
 
-def logistic_regression(x: np.ndarray, labels: list, test: np.ndarray) -> list:
-    """Fit on x [n, d], predict the labels of test [m, d].
-
-    Minimises mean cross-entropy + |W|^2 / 2n, bias free, as scikit-learn's LogisticRegression(C=1) does, but
-    runs to the optimum, where scikit-learn stops early: on unit vectors the accuracies agree within 0.003.
-
-    >>> logistic_regression(np.array([[-1.], [1.]]), ["low", "high"], np.array([[-9.], [0.1]]))
-    ['low', 'high']
-    """
-    classes, targets = np.unique(labels, return_inverse=True)
-    targets = torch.from_numpy(targets)
-    x = torch.tensor(x, dtype=torch.float64)
-    test = torch.tensor(test, dtype=torch.float64)
-    # The best W is a combination of the training rows, so with fewer rows than dimensions the problem is
-    # solved in the rows' own coordinates: x = coordinates @ basis, which leaves |W| and x W^T as they are.
-    if x.shape[0] < x.shape[1]:
-        basis, coordinates = torch.linalg.qr(x.T)        # [d, n], [n, n]
-        x, test = coordinates.T, test @ basis
-    # An equal problem, in which the steps are as good for long vectors as for unit ones: x / s and W * s.
-    scale = x.norm(dim=1).mean().clamp_min(1e-12)
-    x, test = x / scale, test / scale
-    if len(classes) == 1:
-        return [classes[0]] * len(test)
-    # Two classes: one weight vector, scored against zero. More: one per class (softmax).
-    heads = 1 if len(classes) == 2 else len(classes)
-    weight = torch.zeros(heads, x.shape[1] + 1, dtype=x.dtype, requires_grad=True)
-
-    def logits(rows):
-        z = rows @ weight[:, :-1].T + weight[:, -1]      # [n, heads]
-        if len(classes) == 2:
-            z = F.pad(z, (1, 0))                         # a column of zeros before it
-        return z                                         # [n, classes]
-
-    def loss():
-        optimizer.zero_grad()
-        penalty = weight[:, :-1].square().sum() / (2 * len(x) * scale ** 2)
-        value = F.cross_entropy(logits(x), targets) + penalty
-        value.backward()
-        return value
-
-    optimizer = torch.optim.LBFGS([weight], max_iter=500, tolerance_grad=1e-8, tolerance_change=0,
-                                  line_search_fn="strong_wolfe")
-    optimizer.step(loss)
-    with torch.no_grad():
-        return classes[logits(test).argmax(1).numpy()].tolist()
-
-
 # ----------------------------------------------------------------------------------------- clustering
-
-def kmeans(x: np.ndarray, k: int, seed: int = 42, batch: int = 500) -> np.ndarray:
-    """Cluster numbers [n] of x [n, d], by mini-batch k-means (Sculley 2010) from k-means++ starts.
-
-    Works as scikit-learn's MiniBatchKMeans does, which mteb uses, with draws of its own; Lloyd's algorithm
-    would find slightly better clusters, and so other scores.
-
-    >>> groups = kmeans(np.array([[0.], [0.1], [5.], [5.1]]), 2)
-    >>> bool(groups[0] == groups[1] != groups[2] == groups[3])
-    True
-    """
-    draw = np.random.RandomState(seed)
-    batch = min(batch, len(x))
-    centres = first_centres(x, k, 3 * max(batch, k), draw)                 # [k, d]
-    counts = np.zeros(k)                                 # rows that each centre has drawn so far
-    smoothed, lowest, worse = None, math.inf, 0
-    for step in range(100 * len(x) // batch):
-        rows = x[draw.randint(len(x), size=batch)]
-        distance = squared_distances(rows, centres)      # [batch, k]
-        nearest = distance.argmin(1)
-        for j in np.unique(nearest):                     # a centre is the mean of all rows it ever drew
-            drawn = rows[nearest == j]
-            counts[j] += len(drawn)
-            centres[j] += (drawn.sum(0) - len(drawn) * centres[j]) / counts[j]
-        if step == 0:
-            continue
-        inertia = distance.min(1).mean()
-        share = min(1, 2 * batch / (len(x) + 1))
-        smoothed = inertia if smoothed is None else smoothed + share * (inertia - smoothed)
-        worse = 0 if smoothed < lowest else worse + 1
-        lowest = min(lowest, smoothed)
-        if worse == 10:                                  # ten steps without a better smoothed inertia
-            break
-    return squared_distances(x, centres).argmin(1)
-
-
-def first_centres(x: np.ndarray, k: int, size: int, draw: np.random.RandomState) -> np.ndarray:
-    """k-means++ on `size` rows of x [n, d] -> [k, d], float64: each new centre lies far from those before
-    it.
-
-    >>> first_centres(np.array([[0.], [0.], [9.]]), 2, 3, np.random.RandomState(0)).tolist()
-    [[0.0], [9.0]]
-    """
-    sample = x[draw.randint(len(x), size=size)] if len(x) > size else x
-    centres = sample[draw.randint(len(sample))][None].astype(np.float64)
-    distance = squared_distances(sample, centres)[:, 0]  # of each row to its nearest centre
-    for _ in range(k - 1):                               # the best of a few draws, likelier the farther off
-        chance = distance / distance.sum() if distance.any() else None
-        candidates = sample[draw.choice(len(sample), 2 + int(math.log(k)), p=chance)]
-        left = np.minimum(distance[:, None], squared_distances(sample, candidates))      # [n, candidates]
-        best = left.sum(0).argmin()
-        centres = np.vstack((centres, candidates[best]))
-        distance = left[:, best]
-    return centres
-
-
-def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """|x_i - y_j|^2: [n, d], [k, d] -> [n, k], float64.
-
-    >>> squared_distances(np.array([[0., 0.]]), np.array([[3., 4.]])).tolist()
-    [[25.0]]
-    """
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    squares = (x * x).sum(1)[:, None] - 2 * x @ y.T + (y * y).sum(1)
-    return np.maximum(squares, 0)                        # rounding may take a 0 below 0
-
 
 def v_measure(labels, groups) -> float:
     """Harmonic mean of homogeneity (a group holds one label) and completeness (a label lies in one group).
