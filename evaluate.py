@@ -20,9 +20,9 @@ JSON with --out.
 
 Read it in this order: who gets the instruction, how texts become vectors and which are normalised, one
 function for each kind of task, the loop over tasks and models, the flags. The rest is in plumbing/:
-metrics.py has the formulas (logistic.py and kmeans.py what is fitted), tasks.py reads and checks the files, blocks.py embeds millions of texts (each
-once, with progress, shared among ranks), cache.py keeps vectors on disk, table.py has the published scores
-and prints.
+metrics.py has the formulas (logistic.py and kmeans.py what is fitted), tasks.py reads and checks the files,
+blocks.py embeds millions of texts (each once, with progress, shared among ranks), cache.py keeps vectors on
+disk and finished.py scores, table.py has the published scores and prints.
 """
 import argparse
 import itertools
@@ -38,17 +38,18 @@ import torch.nn.functional as F
 from model import Embedder
 from plumbing import metrics
 from plumbing.blocks import BlockEncoder
-from plumbing.cache import VectorCache, probe, settings_of
+from plumbing.cache import DTYPES, VectorCache, probe, settings_of
 from plumbing.checkpoint import find_model
 from plumbing.errors import Parser, at_least_0, check, command, positive
 from plumbing.files import write_json
+from plumbing.finished import ScoreLog
 from plumbing.kmeans import kmeans
 from plumbing.logistic import logistic_regression
 from plumbing.ranks import end_ranks, print0, rank, start_ranks, world_size
 from plumbing.table import (averages, missing_parts, only_of_benchmark, print_estimate, print_score,
                             print_table, read_benchmark)
-from plumbing.tasks import (CATEGORIES, check_ids, document_text, find_tasks, look_up_ids, read_queries,
-                            read_rows, read_test, read_train_and_test)
+from plumbing.tasks import (CATEGORIES, check_ids, check_task, document_text, find_tasks, look_up_ids,
+                            read_distinct, read_queries, read_reranking, read_test, read_train_and_test)
 
 TOP_K = 1000                          # documents kept for each query, as in mteb
 EXPERIMENTS = 10                      # logistic regressions of a classification task, as in mteb
@@ -145,11 +146,11 @@ class Encoder:
 
     The texts may be millions, so a BlockEncoder stands in for the embedder.
 
-    dim, quantize: what is stored of a vector; by default all of it.
+    dim, quantize: what is stored of a vector; by default all of it. identity: tells the model from others.
     """
 
-    def __init__(self, embedder, args, cache: VectorCache | None = None, dim=0, quantize="none"):
-        self.device, self.args = embedder.device, args
+    def __init__(self, embedder, args, cache=None, dim=0, quantize="none", identity=""):
+        self.device, self.args, self.identity = embedder.device, args, identity
         self.blocks = BlockEncoder(embedder, cache, args.batch_tokens)
         self.dim, self.quantize = dim, quantize
         self.rank, self.world = rank(), world_size()
@@ -280,45 +281,47 @@ def score_summarization(task, encoder):
 
 def score_reranking(task, encoder):
     """Mean average precision over the rows that have both kinds of candidates."""
-    rows = read_test(task)
-    used = [row for row in rows if row["positive"] and row["negative"]]
-    check(used, f"{task['folder']}: no row has both positive and negative texts")
-    used = [{**row, "candidates": row["positive"] + row["negative"]} for row in used]
-    queries, candidates = encoder.embed(task, used, "query", "candidates")
+    rows, skipped = read_reranking(task)
+    queries, candidates = encoder.embed(task, rows, "query", "candidates")
     queries = F.normalize(queries, dim=1)    # again: --normalize never and --quantize leave other lengths
     candidates = F.normalize(candidates, dim=1)
-    queries = by_row(queries, used, "query")
-    candidates = by_row(candidates, used, "candidates")
+    queries = by_row(queries, rows, "query")
+    candidates = by_row(candidates, rows, "candidates")
     average_precisions = []
-    for row, row_queries, row_candidates in zip(used, queries, candidates):
+    for row, row_queries, row_candidates in zip(rows, queries, candidates):
         cosines = row_queries @ row_candidates.T                         # [q, c]: q is 1, or a list's length
         best = cosines.max(0).values.tolist()                            # of several queries the best counts
         precision = metrics.reranked_average_precision(best, len(row["positive"]))
         average_precisions.append(precision)
     score = sum(average_precisions) / len(average_precisions)
-    return {"map": rounded(score), "skipped": len(rows) - len(used)}
+    return {"map": rounded(score), "skipped": skipped}
 
 
 def score_retrieval(task, encoder):
     """nDCG@10 of the documents nearest to each query by cosine."""
     queries, qrels = read_queries(task)                                  # qrels: query id -> {id: grade}
-    runs, unknown = search_corpus(task, encoder, queries, qrels)
-    ndcg, recall, average_precision = [], [], []
+    runs, unknown, repeated = search_corpus(task, encoder, queries, qrels)
+    ndcg, reciprocal_rank, recall, average_precision = [], [], [], []
     for row, run in zip(queries, runs):
         if task.get("ignore_identical_ids"):
             run.pop(row["_id"], None)
+        for document in row.get("excluded_ids") or ():                   # what the question was made from
+            run.pop(document, None)
         ranking = metrics.trec_ranking(run)                              # ids, the best first
         relevance = qrels[row["_id"]]                                    # id -> grade
         ndcg.append(metrics.ndcg(relevance, ranking, 10))
+        reciprocal_rank.append(metrics.reciprocal_rank(relevance, ranking, 10))
         recall.append(metrics.recall(relevance, ranking, 100))
         average_precision.append(metrics.ranked_average_precision(relevance, ranking))
     # As in mteb, a judged query that is missing is skipped, but a judged document that is missing counts as
     # one that was not retrieved.
     return {"ndcg_at_10": rounded(sum(ndcg) / len(queries)),
+            "mrr_at_10": rounded(sum(reciprocal_rank) / len(queries)),
             "recall_at_100": rounded(sum(recall) / len(queries)),
             "map_at_1000": rounded(sum(average_precision) / len(queries)),
             "skipped": len(qrels) - len(queries),
-            "unknown": len(unknown)}
+            "unknown": len(unknown),
+            "repeated": repeated}
 
 
 def rounded(score: float) -> float:
@@ -326,34 +329,37 @@ def rounded(score: float) -> float:
     return round(score, 5)
 
 
-def search_corpus(task, encoder, queries: list[dict], qrels: dict) -> tuple[list[dict], set[str]]:
-    """({document id: cosine} of the TOP_K best documents of each query, judged ids that no document has).
+def search_corpus(task, encoder, queries: list[dict], qrels: dict) -> tuple[list[dict], set[str], int]:
+    """({document id: cosine} of the TOP_K best documents of each query, the judged ids that no document has,
+    the number of documents that repeat another).
 
     Ten million documents pass in bounded memory: the corpus is read chunk by chunk, a chunk's vectors are
     compared with all queries and dropped, and each query keeps the TOP_K best documents so far, by their row
     number in the corpus. Numbers become ids at the end, when the corpus is read once more.
     """
     corpus = task["folder"] / "corpus.jsonl"
-    size = check_ids(corpus)
+    size, repeated = check_ids(corpus)
     [query_vectors] = encoder.embed(task, queries, "text")
     query_vectors = query_vectors.to(encoder.device)                     # [Q, D]
-    chunks = embed_corpus(task, encoder, corpus, size)                   # a generator: not yet embedded
+    documents = read_distinct(corpus, repeated)
+    size -= len(repeated)
+    chunks = embed_corpus(task, encoder, documents, size)                # a generator: not yet embedded
     # search divides by the vectors' lengths, and joins what the ranks found
     scores, numbers = metrics.search(query_vectors, chunks, TOP_K, binary=encoder.quantize == "binary")
     judged = {document for row in queries for document in qrels[row["_id"]]}
-    ids, unknown = look_up_ids(corpus, set(numbers.unique().tolist()), judged)       # ids: number -> id
+    ids, unknown = look_up_ids(corpus, repeated, set(numbers.unique().tolist()), judged)     # number -> id
     runs = []
     for row_scores, row_numbers in zip(scores.tolist(), numbers.tolist()):           # TOP_K each
         run = {ids[n]: score for n, score in zip(row_numbers, row_scores) if n >= 0}     # -1: no document
         runs.append(run)
-    return runs, unknown
+    return runs, unknown, len(repeated)
 
 
-def embed_corpus(task, encoder, corpus: Path, size: int):
+def embed_corpus(task, encoder, corpus, size: int):
     """For each of this rank's chunks, yield (row number of its first document, its vectors [n, D])."""
     share = math.ceil(size / encoder.world)
     chunk = min(encoder.args.corpus_chunk, share)                        # so that each rank has work
-    for number, (first, rows) in enumerate(metrics.in_chunks(read_rows(corpus), chunk)):
+    for number, (first, rows) in enumerate(metrics.in_chunks(corpus, chunk)):
         if number % encoder.world != encoder.rank:
             continue
         documents = [{"document": document_text(row)} for row in rows]
@@ -395,13 +401,27 @@ def score_task(task: dict, encoder: Encoder) -> dict:
     return scores
 
 
-def evaluate(encoder: Encoder, tasks: list[dict], benchmark: dict | None = None) -> dict:
+def score_or_recall(task: dict, encoder: Encoder, log: ScoreLog, model: str) -> dict:
+    """A task's scores: from the log, if this model has them with these settings; else made and logged."""
+    args = encoder.args
+    stored = [encoder.dim, encoder.quantize, args.cache_dtype]
+    key = log.key(task, [encoder.identity, args.instruct, args.normalize, *stored])
+    scores = log.get(key)
+    if scores:
+        print_score(task["name"], task["metric"], scores, args.max_length, before=True)
+        return scores
+    scores = score_task(task, encoder)
+    log.put(key, model, task["name"], scores)
+    return scores
+
+
+def evaluate(encoder: Encoder, tasks: list[dict], benchmark=None, log=ScoreLog(), model="") -> dict:
     """Score one model: {"average", "categories", "tasks", "details", "missing"}.
 
     A benchmark's task may have parts (languages, sub-forums). If one is missing, the task gets no score, as
     in MTEB.
     """
-    details = {task["name"]: score_task(task, encoder) for task in tasks}
+    details = {task["name"]: score_or_recall(task, encoder, log, model) for task in tasks}
     scores = {name: detail["main_score"] for name, detail in details.items()}
     missing = []
     if benchmark:
@@ -411,7 +431,7 @@ def evaluate(encoder: Encoder, tasks: list[dict], benchmark: dict | None = None)
     return {**averages(scores, categories), "details": details, "missing": missing}
 
 
-def score_model(embedder, name: str, args, tasks: list[dict], benchmark: dict | None) -> dict[str, dict]:
+def score_model(embedder, name: str, args, tasks, benchmark=None, log=ScoreLog()) -> dict[str, dict]:
     """Score one model in all combinations of --dim and --quantize -> {its name and the combination: result}.
 
     With a cache, its texts are embedded for the first of them alone.
@@ -419,11 +439,11 @@ def score_model(embedder, name: str, args, tasks: list[dict], benchmark: dict | 
     identity, size, bytes_per_second = probe(embedder, settings_of(embedder, args))
     check(max(args.dim) <= size, f"--dim {max(args.dim)}: this model's vectors hold {size} values")
     print_estimate(tasks, bytes_per_second * world_size())
-    cache = VectorCache(args.cache, identity) if args.cache else None
+    cache = VectorCache(args.cache, identity, args.cache_dtype) if args.cache else None
     results = {}
     for dim, quantize in itertools.product(args.dim, args.quantize):
-        encoder = Encoder(embedder, args, cache, dim, quantize)
-        result = evaluate(encoder, tasks, benchmark)
+        encoder = Encoder(embedder, args, cache, dim, quantize, identity)
+        result = evaluate(encoder, tasks, benchmark, log, name)
         result["bytes_per_vector"] = metrics.bytes_per_vector(dim or size, quantize)
         label = name
         if dim:
@@ -435,14 +455,15 @@ def score_model(embedder, name: str, args, tasks: list[dict], benchmark: dict | 
 
 
 def score_models(args, tasks: list[dict], benchmark: dict | None) -> dict[str, dict]:
-    """The results of all models; --out is written after each."""
+    """The results of all models. --out is written after each, and a log beside it after each task."""
+    log = ScoreLog(args.out.with_suffix(".tasks.jsonl") if args.out else None)
     results = {}
     for model, name in zip(args.models, args.names):
         print0(f"{name}: {model}")
         embedder = Embedder.load(model, device=args.device, dtype=args.dtype, max_length=args.max_length,
                                  pooling=args.pooling)
         embedder.compile(args.compile)
-        results |= score_model(embedder, name, args, tasks, benchmark)
+        results |= score_model(embedder, name, args, tasks, benchmark, log)
         if args.out and rank() == 0:
             write_json(args.out, results)
     return results
@@ -459,7 +480,9 @@ def options(argv=None):
     add("--names", nargs="+", help="what to call them (default: the folders' names)")
     add("--tasks", nargs="+", default=["data/mini"], help="task folders, or folders that hold some")
     add("--benchmark", help="a list in prompts/tasks.json, as eng-v1: shows published scores, missing tasks")
-    add("--out", type=Path, help="write the scores as JSON")
+    add("--out", type=Path,
+        help="write the scores as JSON. A log beside it, .tasks.jsonl, has each task's once it is done, and the "
+             "same command goes on from there")
     # how texts become vectors
     add("--max-length", type=positive(int), default=512, help="tokens of a text, BOS and EOS included")
     add("--pooling", help="last, mean or weighted-mean (default: as the run was trained)")
@@ -480,7 +503,10 @@ def options(argv=None):
     add("--batch-tokens", type=positive(int),
         help="tokens of a forward pass (default: 4096 on a CPU, 16384 on a GPU)")
     add("--corpus-chunk", type=positive(int), default=8192, help="documents held at a time")
-    add("--cache", type=Path, help="keep vectors in this folder; a rerun goes on where the last one stopped")
+    add("--cache", type=Path,
+        help="keep vectors in this folder; a rerun goes on where the last one stopped. With 4,096 values a "
+             "million texts take 16 GB, and eng-v1, 34 million, 550 GB")
+    add("--cache-dtype", default="float32", choices=DTYPES, help="float16: half of that, rounded")
     args = parser.parse_args(argv)
     args.names = args.names or [Path(model).name for model in args.models]
     check(len(args.models) == len(args.names) == len(set(args.names)),
@@ -501,6 +527,8 @@ def main(argv=None):
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         check(not args.out.is_dir(), f"--out {args.out}: a folder; name a file in it")
+    for task in tasks:                                       # and so does a bad row of the last task
+        check_task(task)
     with tempfile.TemporaryDirectory() as scratch:
         if len(args.dim) * len(args.quantize) > 1 and not args.cache:
             args.cache = Path(scratch)                       # a model embeds once for all combinations

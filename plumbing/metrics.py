@@ -6,7 +6,7 @@ with which instruction) are in evaluate.py, the two that are fitted in logistic.
 correlations from -1 to 1, and nan where the reference's is undefined.
 """
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import islice
 
 import numpy as np
@@ -36,6 +36,8 @@ def spearman(x, y) -> float:
     >>> spearman([1, 2, 3, 4], [10, 30, 20, 40])         # 1 - 6 * (0 + 1 + 1 + 0) / (4 * 15)
     0.8
     """
+    if np.isnan(x).any() or np.isnan(y).any():
+        return math.nan
     x, y = average_ranks(x), average_ranks(y)
     x, y = x - x.mean(), y - y.mean()
     norm = math.sqrt((x @ x) * (y @ y))
@@ -99,6 +101,8 @@ def average_precision(labels, scores) -> float:
     0.8333333333333333
     """
     labels, scores = np.asarray(labels), np.asarray(scores)
+    if np.isnan(scores).any():
+        return math.nan
     order = np.argsort(-scores, kind="stable")
     labels, scores = labels[order], scores[order]
     drops = np.flatnonzero(scores[1:] != scores[:-1])
@@ -160,7 +164,7 @@ def in_chunks(rows, size: int):
     >>> list(in_chunks(iter("abc"), 2))
     [(0, ['a', 'b']), (2, ['c'])]
     """
-    first = 0
+    first, rows = 0, iter(rows)                          # of a list, islice would take the same rows for ever
     while chunk := list(islice(rows, size)):
         yield first, chunk
         first += len(chunk)
@@ -257,6 +261,18 @@ def reranked_average_precision(scores: list[float], positives: int) -> float:
     return ranked_average_precision(relevance, trec_ranking(dict(zip(names, scores))))
 
 
+def reciprocal_rank(relevance: dict[str, int], ranking: list[str], k: int) -> float:
+    """1 / the rank of the first relevant document; 0 if it is not among the best k.
+
+    >>> reciprocal_rank({"a": 0, "b": 1}, ["a", "b"], 10)
+    0.5
+    """
+    for rank, document in enumerate(ranking[:k], 1):
+        if relevance.get(document, 0) > 0:
+            return 1 / rank
+    return 0.0
+
+
 def recall(relevance: dict[str, int], ranking: list[str], k: int) -> float:
     """Share of the relevant documents among the best k.
 
@@ -343,10 +359,10 @@ def weighted_f1(labels, predictions) -> float:
     0.5555555555555555
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
+    occurs = Counter(labels.tolist())
+    predicted = Counter(predictions.tolist())
+    hits = Counter(labels[labels == predictions].tolist())
     total = 0.0
-    for label in np.unique(labels):
-        occurs = np.sum(labels == label)
-        predicted = np.sum(predictions == label)
-        hits = np.sum((labels == label) & (predictions == label))
-        total += occurs * 2 * hits / (occurs + predicted)
+    for label in sorted(occurs):
+        total += occurs[label] * 2 * hits[label] / (occurs[label] + predicted[label])
     return float(total / len(labels))
