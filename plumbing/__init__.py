@@ -18,6 +18,10 @@
     blocks      a million texts through an embedder
     cache       vectors on disk, for the rerun
     metrics     vectors -> scores, each as mteb computes it
+    logistic    a classifier as scikit-learn fits it
+    lbfgs       the steps of its minimiser, as scipy takes them
+    kmeans      clusters as scikit-learn finds them, draw for draw
+    finished    the scores of tasks that are done, for the rerun
     table       averages, the paper's figures, the table
     progress    how far a long loop has come
 """
