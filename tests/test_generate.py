@@ -39,7 +39,7 @@ def test_the_table_of_the_six_types_says_what_the_prompts_say():
 
 def test_templates_render_the_recorded_prompts():
     for row in recorded():
-        assert generate.render(PROMPTS, **row) == row["messages"][0]["content"]
+        assert generate.render(PROMPTS, row) == row["messages"][0]["content"]
 
 
 def test_shares_languages_and_values_follow_the_data():
@@ -170,7 +170,7 @@ def test_a_run_asks_each_index_once_and_extends(live):
     for i in range(70):                            # what was sent is what the settings say, and nothing else
         request = generate.request_at(i, 0, PROMPTS, pools, {"m": 1.0})
         assert {key: rows[i][key] for key in request} == request
-        assert generate.render(PROMPTS, **request) in server.answered
+        assert generate.render(PROMPTS, request) in server.answered
 
 
 # ------------------------------------------------------------------------------- the request on the wire
@@ -299,6 +299,8 @@ FILES = {"broken.jsonl": json.dumps(ROW).encode() + b"\n{torn\n",
 
 @pytest.mark.parametrize("flags, words", [
     ([], "--model"),
+    (["--dry-run", "--report"], "--model"),
+    (["--dry-run", "--replay", RECORDED], "--model"),
     (["--replay", "missing.jsonl"], "missing.jsonl"),
     (["--replay", "broken.jsonl"], "broken.jsonl:2"),
     (["--replay", "foreign.jsonl"], "foreign.jsonl:1"),
