@@ -61,7 +61,7 @@ PROMPTS = Path(__file__).parent / "prompts"
 # In four types the query and the positive differ in meaning, and an instruction says how they relate:
 # "given a tenant's question, find the law that answers it". To get many different instructions, the LLM
 # first lists tasks (step 1, prompts/short-long.brainstorm.txt), then writes one example of one of them in a
-# new conversation (step 2, prompts/short-long.txt). The other two, sts and bitext, have one instruction each,
+# new conversation (step 2, prompts/short-long.txt). The other two, sts and bitext, have one each,
 # and step 2 alone.
 #
 # The code says kind for a type of task: `type` is a word of Python's own.
