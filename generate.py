@@ -27,6 +27,7 @@ What it leaves to plumbing/, because none of it is the method:
     client.py     asks from many threads, and again where a server fails
     ledger.py     keeps the answers and the budget, in a folder named like --out without .jsonl
     answers.py    finds the JSON in an answer and repairs it
+    texts.py      tells whether a text is fit to be trained on; refusals.py, whether it is an LLM's "no"
     report.py     counts, and estimates what a run will cost
 """
 import argparse
@@ -37,13 +38,15 @@ import random
 import re
 from pathlib import Path
 
-from plumbing.answers import (MAX_CHARS, bad_characters, contains_label, normalize, parse_object,
-                              parse_tasks, reject_if, repetitive, wrong_script)
+from plumbing.answers import parse_object, parse_tasks, reject_if
 from plumbing.client import Client, ask_all
 from plumbing.errors import Parser, at_least_0, blame, check, command, positive, seed, share
 from plumbing.files import read_json, sha256, text_hash, write_json, write_jsonl
 from plumbing.ledger import ANSWER, Ledger, model_price, model_share, read_rows
+from plumbing.refusals import is_refusal
 from plumbing.report import Counts, estimate, print_report
+from plumbing.texts import (MAX_CHARS, bad_characters, contains_label, is_code, normalize, repetitive,
+                            wrong_script)
 
 PROMPTS = Path(__file__).parent / "prompts"
 
@@ -337,6 +340,7 @@ def make_example(row, prompts) -> tuple[dict, str]:
     reject_if(any(len(text) > MAX_CHARS for text in texts), "too long")
     reject_if(any(bad_characters(text) for text in texts), "bad characters")
     reject_if(any(repetitive(text) for text in texts), "repetition")
+    reject_if(any(is_refusal(text) for text in texts), "refusal")
 
     # what would teach to copy
     different = {normalize(text) for text in texts}
@@ -348,14 +352,15 @@ def make_example(row, prompts) -> tuple[dict, str]:
     copied = [text for text in own_words if len(text) > 20 and normalize(text) in message]
     reject_if(copied, "copy of the prompt")
 
-    # another language than was asked for, as far as its script shows
+    # another language than was asked for, as far as its script shows: code is Latin in any language
     query_language, document_language = languages_of(row)
     query_scripts = prompts["scripts"].get(query_language, ["LATIN"])
     document_scripts = prompts["scripts"].get(document_language, ["LATIN"])
-    reject_if(wrong_script(query, query_scripts), "wrong script")
-    reject_if(any(wrong_script(text, document_scripts) for text in documents), "wrong script")
+    prose = [text for text in documents if not is_code(text)]
+    reject_if(wrong_script(query, query_scripts) and not is_code(query), "wrong script")
+    reject_if(any(wrong_script(text, document_scripts) for text in prose), "wrong script")
     if kind != "bitext":                                   # short texts tell more together than one by one
-        reject_if(wrong_script("".join(texts), query_scripts), "wrong script")
+        reject_if(wrong_script("".join([query, *prose]), query_scripts), "wrong script")
 
     example = {"prompt": INSTRUCTIONS.get(kind) or params["task"],
                "query": query,

@@ -2,19 +2,18 @@ r"""plumbing/answers.py: an LLM's answer -> values. An LLM is asked for JSON and
 
 It wraps the object in prose or a code fence, thinks aloud and drafts before it, forgets to escape quotes,
 writes Python's quotes, adds commas or LaTeX's backslashes, stops in the middle, or begins a second object.
-`parse_object` and `parse_tasks` read what can be read without guessing. The rest of the file tells whether
-a text is fit to be trained on.
+`parse_object` and `parse_tasks` read what can be read without guessing. Whether a text is fit to be trained
+on, texts.py tells.
 
 `Reject` is how an answer is refused: not an error, but a reason that the report counts.
 """
-import functools
 import itertools
 import json
 import re
-import unicodedata
-import zlib
 
-MAX_CHARS = 20_000      # of one text: longer ones are loops, and training truncates at 512 tokens anyway
+from plumbing.refusals import is_refusal
+from plumbing.texts import MAX_CHARS, bad_characters
+
 MOST_OPENINGS = 100     # brackets at which reading is tried: a wall of them stays linear
 # How LLMs mark what they think before they answer. What stands between two marks is never data.
 THOUGHTS = [("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"),
@@ -72,6 +71,7 @@ def parse_object(text: str, keys: list[str], finish_reason: str | None = None) -
     reject_if(not text, "empty answer")
     reject_if(objects, "missing keys")
     reject_if("{" in text, "broken JSON")
+    reject_if(is_refusal(text), "refusal")
     raise Reject("no JSON object")
 
 
@@ -275,58 +275,3 @@ def tasks_among(items: list) -> list[str]:
             if 10 <= len(task) <= 500 and not bad_characters(task):
                 tasks.append(task)
     return tasks
-
-
-# ------------------------------------------------------------------------------- is a text fit for training?
-
-def normalize(text: str) -> str:
-    """The form in which two texts count as the same: Unicode NFKC, no case, single spaces.
-
-    >>> normalize(" A  ﬁrst\\tText")
-    'a first text'
-    """
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def bad_characters(text: str) -> bool:
-    r"""Whether it holds control characters (a bare \frac becomes a form feed), lone surrogates or U+FFFD."""
-    return bool(re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffd]", text))
-
-
-def repetitive(text: str) -> bool:
-    """Whether it repeats itself over and over: zlib shrinks it to a tenth, and prose to a half or a
-    third."""
-    if len(text) <= 300:
-        return False
-    raw = text.encode()
-    return 10 * len(zlib.compress(raw)) < len(raw)
-
-
-@functools.cache
-def script(character: str) -> str | None:
-    """A letter's script, the first word of its Unicode name; None for what is no letter.
-
-    >>> script("й"), script("漢"), script("é"), script("7")
-    ('CYRILLIC', 'CJK', 'LATIN', None)
-    """
-    if not character.isalpha():
-        return None
-    return unicodedata.name(character, "?").split()[0].split("-")[0]
-
-
-def wrong_script(text: str, scripts: list[str], enough=20) -> bool:
-    """Whether a text of at least `enough` letters holds next to none of the language's letters.
-
-    One letter in twenty suffices: code, formulas and quotations are Latin in any language.
-    """
-    letters = [one for one in map(script, text[:2000]) if one]           # of each letter, its script
-    right = sum(one in scripts for one in letters)
-    return len(letters) >= enough and 20 * right < len(letters)
-
-
-def contains_label(text: str, label: str) -> bool:
-    """Whether a label stands in the text: as whole words, or anywhere in scripts that don't put spaces."""
-    text, label = normalize(text), normalize(label)
-    if script(label[-1]) in ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"):
-        return label in text
-    return bool(re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text))

@@ -6,9 +6,10 @@ from array import array
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 
-from plumbing.answers import Reject, normalize
+from plumbing.answers import Reject
 from plumbing.files import text_hash
 from plumbing.ledger import estimate_tokens, tokens_of
+from plumbing.texts import normalize
 
 # Section 4.1 and figure 2. Types in thousands of examples, languages in per cent.
 PAPER = {"examples": 500_000, "distinct prompts": 150_000, "tokens": 180_000_000,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import generate
 from answers import PROMPTS, SMOLLM2, reject_reason, row_of
-from plumbing.answers import THOUGHTS, Reject, contains_label, parse_object, parse_tasks, wrong_script
+from plumbing.answers import THOUGHTS, Reject, parse_object, parse_tasks
 
 EXAMPLES = int(os.environ.get("PARSER_EXAMPLES", "300"))       # of each property; the slow tests raise it
 ABC = {"S1": "one", "S2": "two", "S3": "three"}
@@ -92,7 +92,8 @@ def test_repairs_keep_the_text():
     ('{"S1": "one", "S2": "tw', "length", "truncated"),
     ('{"S1": "one", "S2": "tw', None, "truncated"),
     ('{"S1": "one", "S2": "two", "S3": "three"}', "content_filter", "content filter"),
-    ("I can't help with that.", "stop", "no JSON object"),
+    ("I can't help with that.", "stop", "refusal"),
+    ("Which text do you mean?", "stop", "no JSON object"),
     ("{S1: one}", "stop", "broken JSON"),
     ('{"S1": "one", "S2": "two"}', "stop", "missing keys"),
     ('{"s1": "one", "s2": "two", "s3": "three"}', "stop", "missing keys"),
@@ -246,35 +247,3 @@ def test_raw_answers_of_a_small_llm():
         except Reject as reason:
             reasons[str(reason)] += 1
     assert (hows, reasons, brainstormed) == (HOW, REASONS, 24)
-
-
-# -------------------------------------------------------------------------------- scripts and labels
-
-@pytest.mark.parametrize("language, text, wrong", [
-    ("Japanese", "これは日本語で書かれた十分に長い文章です。", False),
-    ("Japanese", "这是一个用中文写的足够长的句子而不是日语的句子。", True),
-    ("Chinese", "这是一个用中文写的足够长的句子而不是别的语言。", False),
-    ("Russian", "This sentence was written in English.", True),
-    ("Russian", "Print", False),                   # too short to tell
-    ("English", "日本語の文章がここに書かれていますがなぜでしょう。", True),
-    ("Hindi", "यह वाक्य हिन्दी में लिखा गया है और काफ़ी लंबा है।", False),
-    ("Serbian", "Ova rečenica je napisana latinicom.", False),
-    ("Serbian", "Ова реченица је написана ћирилицом.", False),
-    ("Russian", "import math  # возвращает площадь круга\ndef area(radius): return math.pi * radius", False),
-])
-def test_scripts(language, text, wrong):
-    row = row_of(language=language, **{key: f"{text} {i}" for i, key in enumerate(KEYS)})
-    if wrong:
-        assert reject_reason(row) == "wrong script"
-    else:
-        generate.make_example(row, PROMPTS)
-
-
-def test_one_letter_in_twenty_is_enough():
-    assert not wrong_script("x" * 19 + "й", ["CYRILLIC"])
-    assert wrong_script("x" * 20 + "й", ["CYRILLIC"])
-
-
-def test_a_label_is_whole_words():
-    assert contains_label("It is NOT  true!", "not true") and not contains_label("Nottrue", "true")
-    assert contains_label("这部电影很负面", "负面")
