@@ -26,6 +26,7 @@ What it leaves to plumbing/, because none of it is the method:
 
     client.py     asks from many threads, and again where a server fails
     ledger.py     keeps the answers and the budget, in a folder named like --out without .jsonl
+    pools.py      keeps the tasks of step 1, and the settings with which the run was begun
     answers.py    finds the JSON in an answer and repairs it
     texts.py      tells whether a text is fit to be trained on; refusals.py, whether it is an LLM's "no"
     report.py     counts, and estimates what a run will cost
@@ -43,6 +44,8 @@ from plumbing.client import Client, ask_all
 from plumbing.errors import Parser, at_least_0, blame, check, command, positive, seed, share
 from plumbing.files import read_json, sha256, text_hash, write_json, write_jsonl
 from plumbing.ledger import ANSWER, Ledger, model_price, model_share, read_rows
+from plumbing.pools import (check_settings, freeze_generation, last_pools, read_generations,
+                            requests_covered)
 from plumbing.refusals import is_refusal
 from plumbing.report import Counts, estimate, print_report
 from plumbing.texts import (MAX_CHARS, bad_characters, contains_label, is_code, normalize, repetitive,
@@ -102,8 +105,8 @@ def fill_each_template(prompts) -> None:
     """Draw and render one request of each type and step, with a stand-in for task and model."""
     for kind, task_type in prompts["task_types"].items():
         prompts_of_kind = prompts | {"task_types": {kind: task_type}}      # so that no other type is drawn
-        pools, models = {kind: ["a task"]}, {"a model": 1}
-        render(prompts, request_at(0, 0, prompts_of_kind, pools, models))
+        generations, models = [(1, {kind: ["a task"]})], {"a model": 1}
+        render(prompts, request_at(0, 0, prompts_of_kind, generations, models))
         if task_type["brainstorm"]:
             render(prompts, brainstorm_at(kind, 0, 0, prompts, models))
 
@@ -119,7 +122,9 @@ def render(prompts, request) -> str:
 # ------------------------------------------------------------------------------------ a request is drawn
 #
 # Request i is a function of i, the seed, the models, prompts/ and the tasks of step 1, and of nothing else.
-# So a run can stop anywhere and go on, and --n 2000 after --n 1000 asks for the second thousand.
+# So a run can stop anywhere and go on, and --n 2000 after --n 1000 asks for the second thousand. With the
+# requests the tasks should grow, but the first thousand must stay what they were. So there are generations of
+# pools: requests 0 to 999 draw from the 300 tasks of the first, the others from the 600 of the second.
 
 def draw(rng, choices):
     """One of the choices: a list (equal odds), a {value: weight} object, or a single value.
@@ -138,8 +143,9 @@ def draw(rng, choices):
     return value                                           # rounding left nothing below 0: the last
 
 
-def request_at(i, seed, prompts, pools, models) -> dict:
-    """Request i of step 2. pools: {type: [task, ...]}, models: {name: share}. For example
+def request_at(i, seed, prompts, generations, models) -> dict:
+    """Request i of step 2. generations: [(end, {type: [task, ...]}), ...], each of which serves the requests
+    before its end that the one before it does not; models: {name: share}. For example
 
     {"id": 7, "step": "generate", "type": "sts", "model": "gpt-4o-mini",
      "params": {"unit": "phrase", "high_score": 4.5, "low_score": 3, ..., "language": "Thai"}}
@@ -156,6 +162,7 @@ def request_at(i, seed, prompts, pools, models) -> dict:
     else:
         params["language"] = language
     if prompts["task_types"][kind]["brainstorm"]:
+        pools = next(pools for end, pools in generations if i < end)
         pool = pools[kind]                                 # perhaps 100,000 tasks, which draw() would copy
         params["task"] = pool[int(rng.random() * len(pool))]
     return {"id": i, "step": "generate", "type": kind, "params": params, "model": draw(rng, models)}
@@ -176,34 +183,45 @@ def brainstorm_at(kind, k, seed, prompts, models) -> dict:
 # new. Answers arrive in any order, but are read in the order of their requests, 0, 1, 2, ...: what is in a
 # type's pool does not depend on which came first.
 
-def brainstorm(client, prompts, args) -> dict:
-    """Ask until each asymmetric type's pool is complete, then freeze the pools: {type: [task, ...]}."""
+def brainstorm(client, prompts, args) -> list:
+    """Ask until each asymmetric type's pool is complete, then freeze the pools as a generation.
+
+    Returns all generations. One of an earlier run is never touched: if it serves n requests, none is added.
+    """
     ledger = client.ledger
     settings = {"seed": args.seed, "models": args.models,
                 "temperature": args.temperature, "top_p": args.top_p,
                 "prompts": sha256(json.dumps(prompts, sort_keys=True).encode())}
-    pools = ledger.frozen_tasks(settings)
-    if pools:                                              # the same command, run earlier, has frozen them
-        return pools
-    pools, requests = plan(ledger, prompts, args)
+    check_settings(ledger.folder, settings)
+    generations = read_generations(ledger.folder)
+    frozen = last_pools(generations)
+    if requests_covered(generations) >= args.n:
+        tasks = sum(len(pool) for pool in frozen.values())
+        if tasks < args.number_of_tasks:
+            print(f"{tasks} tasks serve these requests, as the run has settled; not {args.number_of_tasks}")
+        return generations
+    pools, requests = plan(ledger, frozen, prompts, args)
     while requests:                                        # none are planned once all pools are complete
         # A round that was interrupted has some of its answers, behind a gap.
         open_requests = [request for request in requests if request["id"] not in ledger.answered]
         tasks = sum(len(pool) for pool in pools.values())
-        print(f"{tasks} of {args.number_of_tasks} tasks stand: {len(open_requests)} brainstorms for more",
+        print(f"{tasks} of {args.number_of_tasks} tasks so far: {len(open_requests)} brainstorms for more",
               flush=True)
         pairs = [(request, render(prompts, request)) for request in open_requests]
         ask_all(iter(pairs), len(pairs), client, "brainstorms")
-        pools, requests = plan(ledger, prompts, args)
-    return ledger.freeze_tasks(settings, pools)
+        pools, requests = plan(ledger, frozen, prompts, args)
+    return freeze_generation(ledger.folder, args.n, pools)
 
 
-def plan(ledger, prompts, args) -> tuple[dict, list]:
-    """The pools that the answers so far make, {type: [task, ...]}, and the requests of the next round."""
+def plan(ledger, frozen, prompts, args) -> tuple[dict, list]:
+    """The pools that the answers so far make, {type: [task, ...]}, and the requests of the next round.
+
+    frozen: the last generation's pools, with which these begin.
+    """
     pools, requests = {}, []
     for kind, size in pool_sizes(prompts, args.number_of_tasks).items():
         answers = answers_in_order(ledger.brainstorms, kind)
-        pools[kind], complete = pool_of(answers, size, args.patience)
+        pools[kind], complete = pool_of(answers, size, args.patience, frozen.get(kind, []))
         check(pools[kind] or not complete,
               f"{ledger.folder / 'raw.jsonl'}: no task could be read from {args.patience} brainstorms of "
               f"{kind}: the model may be too small")
@@ -213,24 +231,29 @@ def plan(ledger, prompts, args) -> tuple[dict, list]:
     return pools, requests
 
 
-def pool_of(answers, size, patience) -> tuple[list, bool]:
-    """The answers to one type's brainstorms -> (the tasks in them, each once; whether the pool is complete).
+def pool_of(answers, size, patience, frozen=()) -> tuple[list, bool]:
+    """The answers to one type's brainstorms -> (its tasks, each once, the frozen ones first; whether the pool
+    is complete).
 
     It is complete with `size` tasks, or once `patience` answers in a row have brought nothing new.
     """
-    pool = {}                                              # normalized task -> task
+    pool = {normalize(task): task for task in frozen}
+    size = max(size, len(frozen))
+    seen = set()                                           # normalized tasks in the answers
     without_new = 0                                        # answers in a row
     for answer in answers:
-        before = len(pool)
+        before = len(seen)
         for task in parse_tasks(answer):
+            seen.add(normalize(task))
             pool.setdefault(normalize(task), task)
-        if len(pool) > before:
+        if len(seen) > before:
             without_new = 0
         else:
             without_new += 1
         if len(pool) >= size or without_new == patience:
-            return list(pool.values())[:size], True
-    return list(pool.values()), False
+            break
+    complete = len(pool) >= size or without_new == patience
+    return list(pool.values())[:size], complete
 
 
 def pool_sizes(prompts, number_of_tasks) -> dict:
@@ -265,10 +288,10 @@ def next_brainstorms(kind, first, missing, prompts, args) -> list:
 
 # ---------------------------------------------------------------------------- step 2: one example a request
 
-def ask_for_examples(client, prompts, pools, args) -> None:
+def ask_for_examples(client, prompts, generations, args) -> None:
     """Ask those of requests 0 to n - 1 that have no answer yet."""
     missing = [i for i in range(args.n) if i not in client.ledger.answered]    # answered: a set of ids
-    requests = (request_at(i, args.seed, prompts, pools, args.models) for i in missing)
+    requests = (request_at(i, args.seed, prompts, generations, args.models) for i in missing)
     pairs = ((request, render(prompts, request)) for request in requests)      # drawn when their turn comes:
     ask_all(pairs, len(missing), client, "requests")                           # memory never has all 500,000
 
@@ -425,6 +448,8 @@ def report(args, prompts) -> None:
     counts["ledger"] = {}
     if not args.replay:
         counts["ledger"] = Ledger(args.folder, args.prices, read_only=True).summary()
+        pools = last_pools(read_generations(args.folder))
+        counts["pool"] = {kind: len(tasks) for kind, tasks in pools.items()}
     write_json(args.folder / "report.json", counts)
     print_report(counts, args.out)
 
@@ -443,8 +468,8 @@ def main(argv=None):
     # A budget that is used up, or Ctrl-C, ends this block early. The ledger keeps its counts after it.
     with Ledger(args.folder, args.prices, args.budget_usd, args.budget_tokens) as ledger:
         client = Client(args, ledger, request_body, post, read_completion)
-        pools = brainstorm(client, prompts, args)          # step 1
-        ask_for_examples(client, prompts, pools, args)     # step 2
+        generations = brainstorm(client, prompts, args)          # step 1
+        ask_for_examples(client, prompts, generations, args)     # step 2
     only_brainstorms = len(ledger.answered) == len(ledger.brainstorms)
     if not only_brainstorms:
         report(args, prompts)
@@ -455,10 +480,11 @@ def dry_run(prompts, args) -> None:
     """Estimate the whole job from at most 5,000 of its requests."""
     kinds = asymmetric_types(prompts)
     pools = {kind: ["Given this, find that (stands for a brainstormed task)."] for kind in kinds}
+    generations = [(args.n, pools)]
     brainstorms = args.number_of_tasks // prompts["num_tasks"] + 1
     drawn = min(args.n, 5000)
     share_drawn = drawn / args.n
-    sample = [request_at(i, args.seed, prompts, pools, args.models) for i in range(drawn)]
+    sample = [request_at(i, args.seed, prompts, generations, args.models) for i in range(drawn)]
     for k in range(max(len(kinds), int(brainstorms * share_drawn))):       # at least one of each type
         kind = kinds[k % len(kinds)]
         sample.append(brainstorm_at(kind, k, args.seed, prompts, args.models))
