@@ -11,7 +11,10 @@
 
     client      the same request again, until it is answered
     ledger      a live run's folder: what was asked, answered and paid
+    pools       the settings and tasks that decide a run's requests
     answers     what an LLM wrote -> an object, a list of tasks, or the reason why not
+    texts       is a text fit to be trained on?
+    refusals    how LLMs say no, in eighteen languages
     report      counts beside the paper's; tokens, money and time before a run
 
     tasks       task folders on disk -> rows that are known to be whole
