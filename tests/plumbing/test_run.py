@@ -484,6 +484,16 @@ def test_many_positives_of_few_queries_mask_in_bounded_memory(tmp_path):
     assert time.monotonic() - started < 5 and valid.sum() == 256 * 192 + 256
 
 
+def test_one_long_text_among_many_negatives_is_drawn_as_a_number(base, tmp_path):
+    """As an array of strings, each of 2,000 negatives would take the longest one's memory."""
+    negatives = ["x" * 2_000_000] + [f"wrong {i}\0" for i in range(2000)]
+    path = write_lines(tmp_path / "long.jsonl", [{"query": "q", "pos": ["p"], "neg": negatives}])
+    args = options(base, path, tmp_path, "--negatives", 2001)
+    started = time.monotonic()
+    batch = train.prepare(train.Examples([str(path)]), [0], lambda texts, prompts: texts, args, 0)
+    assert time.monotonic() - started < 5 and sorted(batch.token_ids)[2:4] == ["wrong 0\0", "wrong 1000\0"]
+
+
 @pytest.mark.parametrize("more, words", [
     (("--batch-size", 0), "--batch-size: 0: must be above 0"),
     (("--negatives", -1), "--negatives: -1: must be at least 0"),
@@ -498,6 +508,7 @@ def test_many_positives_of_few_queries_mask_in_bounded_memory(tmp_path):
     (("--init-adapter", "nowhere"), "nowhere/adapter_config.json: no such file"),
     (("--matryoshka", 9999), "--matryoshka 9999: a vector has 32 values"),
     (("--device", "cuda:9"), "device cuda:9: "),
+    (("--device", "meta"), "device meta: "),
     (("--out", "/proc/nope"), "/proc/nope"),
     (("--tempreture", 1), "unrecognized arguments: --tempreture"),
 ])
@@ -511,7 +522,8 @@ def test_a_full_disk_is_one_line(base, data, tmp_path):
     """Files of at most 40 kB: the first checkpoint does not fit."""
     done = run_train(base, data, tmp_path / "run",
                      preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)))
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "train.py: " in done.stderr, done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"train.py: {tmp_path / 'run/checkpoint.safetensors'}: cannot be written" in done.stderr
     assert not (tmp_path / "run/checkpoint.safetensors").exists() and not list((tmp_path / "run").glob("*.tmp"))
 
 
