@@ -2,7 +2,7 @@
 
     python generate.py --replay data/recorded.jsonl.gz     # recorded answers -> data/synthetic.jsonl
     export OPENAI_API_KEY=... OPENAI_BASE_URL=https://...  # any server with OpenAI's API; OpenAI if unset
-    python generate.py --model gpt-4o-mini --dry-run       # sample prompts, tokens, money, time; no network
+    python generate.py --model gpt-4o-mini --dry-run       # sample messages, tokens, money, time; no network
     python generate.py --model gpt-4o-mini --n 1000 --price gpt-4o-mini:0.15:0.60 --budget-usd 2
     python generate.py --model a:0.75 --model b:0.25 --n 500_000   # the paper's scale; run again to resume
     python generate.py --report                            # what there is, beside the paper's figures
@@ -11,15 +11,24 @@ In goes the folder prompts/; out comes --out, one training example a line:
 
     {"prompt": instruction, "query": text, "pos": [text], "neg": [text] or [], "type", "language", "id"}
 
-Read it in this order: the flags, the six types of task, how a request is drawn, step 1 (tasks), step 2
-(examples), the request as it goes over the wire, how an answer becomes an example, the file of examples,
-the whole run.
+Read it in this order: the six types of task, the templates, how a request is drawn, step 1 (tasks), step 2
+(examples), the request as it goes over the wire, how an answer becomes an example, the file of examples, the
+whole run, the flags.
+
+Four words: a template is a file of prompts/; filled, it is the message that the LLM gets. An instruction is
+the sentence that says what a query wants; it stands under "prompt" in the file of examples.
+
+A run can stop anywhere. Each answer is on disk before anything reads it, and the same command asks only for
+those that are missing. Before a try is sent, the most that it can cost is reserved; where that would break
+the budget, the run ends in good order.
 
 What it leaves to plumbing/, because none of it is the method:
 
     client.py     asks from many threads, and again where a server fails
     ledger.py     keeps the answers and the budget, in a folder named like --out without .jsonl
+    pools.py      keeps the tasks of step 1, and the settings with which the run was begun
     answers.py    finds the JSON in an answer and repairs it
+    texts.py      tells whether a text is fit to be trained on; refusals.py, whether it is an LLM's "no"
     report.py     counts, and estimates what a run will cost
 """
 import argparse
@@ -30,64 +39,19 @@ import random
 import re
 from pathlib import Path
 
-from plumbing.answers import (MAX_CHARS, bad_characters, contains_label, normalize, parse_object, parse_tasks,
-                              reject_if, repetitive, wrong_script)
+from plumbing.answers import parse_object, parse_tasks, reject_if
 from plumbing.client import Client, ask_all
 from plumbing.errors import Parser, at_least_0, blame, check, command, positive, seed, share
 from plumbing.files import read_json, sha256, text_hash, write_json, write_jsonl
 from plumbing.ledger import ANSWER, Ledger, model_price, model_share, read_rows
+from plumbing.pools import (check_settings, freeze_generation, last_pools, read_generations,
+                            requests_covered)
+from plumbing.refusals import is_refusal
 from plumbing.report import Counts, estimate, print_report
+from plumbing.texts import (MAX_CHARS, bad_characters, contains_label, is_code, normalize, repetitive,
+                            wrong_script)
 
 PROMPTS = Path(__file__).parent / "prompts"
-
-
-def options(argv=None):
-    parser = Parser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    # what goes in, what comes out
-    add("--out", type=Path, default=Path("data/synthetic.jsonl"), help="the examples; run folder beside it")
-    add("--replay", type=Path, metavar="FILE", help="read recorded answers instead of asking an LLM")
-    add("--report", action="store_true", help="rebuild --out from the answers on disk, and report")
-    add("--dry-run", action="store_true", help="show sample prompts, estimate tokens, money and time")
-    # how much to ask for
-    add("--n", type=positive(int), default=1000, help="examples; a larger n extends a run (paper: 500_000)")
-    add("--tasks", type=positive(int), help="tasks of asymmetric types (default 0.3 n, the paper's ratio)")
-    add("--patience", type=positive(int), default=5, help="brainstorms in a row that may bring nothing new")
-    add("--seed", type=seed, default=0)
-    # the LLM
-    add("--model", type=model_share, action="append", default=[], metavar="NAME[:SHARE]",
-        help="several may share")
-    add("--temperature", type=at_least_0(float), default=1.0)
-    add("--top-p", type=share, default=1.0)
-    add("--json-mode", action=argparse.BooleanOptionalAction, default=True, help="by response_format")
-    add("--max-answer-tokens", type=positive(int), default=4096)
-    # the server
-    add("--concurrency", type=positive(int), default=16, help="requests under way at once")
-    add("--timeout", type=positive(float), default=180, help="seconds for one whole answer")
-    add("--tries", type=positive(int), default=8, help="of one request before it is left for a later run")
-    add("--backoff", type=at_least_0(float), default=1.0, help="seconds before a retry, doubled each time")
-    add("--allow-http", action="store_true", help="send the key unencrypted to another host")
-    # what it may cost
-    add("--price", type=model_price, action="append", default=[], metavar="MODEL:IN:OUT",
-        help="USD per million tokens")
-    add("--budget-usd", type=at_least_0(float), help="stop before the whole run has cost more")
-    add("--budget-tokens", type=at_least_0(int), help="stop before it has used more, in and out")
-    args = parser.parse_args(argv)
-
-    args.models = dict(args.model)                         # {name: share of the requests}
-    args.prices = {}                                       # {(name, "in" or "out"): USD a token}
-    for prices in args.price:
-        args.prices |= prices
-    check(args.models or args.replay or args.report,
-          "--model NAME is missing (or --replay FILE, to read recorded answers)")
-    check(len(args.models) == len(args.model), "--model: give each model once")
-    for name in args.models:
-        check(args.budget_usd is None or (name, "in") in args.prices,
-              f"--budget-usd needs the price of {name}: add --price {name}:IN:OUT")
-    check(args.out.suffix, f"--out {args.out}: the file needs a suffix, as in {args.out}.jsonl")
-    args.folder = args.out.with_suffix("")                 # of the run
-    args.number_of_tasks = args.tasks or round(0.3 * args.n)   # the paper: 150,000 for 500,000 examples
-    return args
 
 
 # ---------------------------------------------------------------------------------- the six types of task
@@ -97,26 +61,30 @@ def options(argv=None):
 # long-short    24 %    2    a text -> its label; a misleading label
 # sts           20 %    1    a text S1 -> S2 of nearly the same meaning; S3 on the same topic
 # bitext        17 %    1    a text S1 -> its translation S2; S3, a worse translation
-# long-long      3 %    2    a text -> another long text that matches it
-# short-short    3 %    2    a short text -> another short text that matches it
+# long-long      3 %    2    a text -> another long text that matches it (no hard negative)
+# short-short    3 %    2    a short text -> another short text that matches it (no hard negative)
 #
-# Four are asymmetric: query and positive do not mean the same; a task links them, such as "given a tenant's
-# question, find the law that answers it". These take two steps. First the LLM brainstorms many tasks
-# (prompts/short-long.brainstorm.txt); then, in a new conversation, it writes one example of one of them
-# (prompts/short-long.txt). The two symmetric types, sts and bitext, have one fixed instruction each, and one
-# step (prompts/sts.txt).
+# In four types the query and the positive differ in meaning, and an instruction says how they relate:
+# "given a tenant's question, find the law that answers it". To get many different instructions, the LLM
+# first lists tasks (step 1, prompts/short-long.brainstorm.txt), then writes one example of one of them in a
+# new conversation (step 2, prompts/short-long.txt). The other two, sts and bitext, have one each,
+# and step 2 alone.
+#
+# The code says kind for a type of task: `type` is a word of Python's own.
 
 INSTRUCTIONS = {"sts": "Retrieve semantically similar text.",          # table 16
                 "bitext": "Retrieve parallel sentences."}
 
 
+# --------------------------------------------------------------------------------------------- the templates
+
 def load_prompts(folder=PROMPTS) -> dict:
     """The folder prompts/, which is data: templates, the values of their placeholders, languages.
 
-    task_types    {type: {"weight", "brainstorm": true for two steps, "keys": of the object in the answer}}
+    task_types    {type: {"weight", "brainstorm": true for two steps, "keys": those of an answer's object}}
     num_tasks     how many tasks one brainstorm is asked for
     placeholders  {type: {placeholder: [value, ...]}}
-    templates     {"short-long.brainstorm": the message of step 1, "short-long": of step 2, ...}
+    templates     {"short-long.brainstorm": the template of step 1, "short-long": of step 2, ...}
     languages     {language: weight}
     scripts       {language: [script, ...]}, where it is not written in Latin alone
     """
@@ -134,23 +102,29 @@ def load_prompts(folder=PROMPTS) -> dict:
 
 
 def fill_each_template(prompts) -> None:
+    """Draw and render one request of each type and step, with a stand-in for task and model."""
     for kind, task_type in prompts["task_types"].items():
-        only_this = prompts | {"task_types": {kind: task_type}}
-        render(prompts, **request_at(0, 0, only_this, {kind: ["a task"]}, {"m": 1}))
+        prompts_of_kind = prompts | {"task_types": {kind: task_type}}      # so that no other type is drawn
+        generations, models = [(1, {kind: ["a task"]})], {"a model": 1}
+        render(prompts, request_at(0, 0, prompts_of_kind, generations, models))
         if task_type["brainstorm"]:
-            render(prompts, **brainstorm_at(kind, 0, 0, prompts, {"m": 1}))
+            render(prompts, brainstorm_at(kind, 0, 0, prompts, models))
 
 
-def render(prompts, step, type, params, **_) -> str:
-    """A request's message: the template of its type and step, each {placeholder} filled from params."""
-    name = type + ".brainstorm" if step == "brainstorm" else type
+def render(prompts, request) -> str:
+    """The message of a request, or of a row that answers one: its template, each {placeholder} filled."""
+    name, params = request["type"], request["params"]
+    if request["step"] == "brainstorm":
+        name += ".brainstorm"
     return re.sub(r"\{(\w+)\}", lambda match: str(params[match[1]]), prompts["templates"][name])
 
 
 # ------------------------------------------------------------------------------------ a request is drawn
 #
 # Request i is a function of i, the seed, the models, prompts/ and the tasks of step 1, and of nothing else.
-# So a run can stop anywhere and go on, and --n 2000 after --n 1000 asks for the second thousand.
+# So a run can stop anywhere and go on, and --n 2000 after --n 1000 asks for the second thousand. With the
+# requests the tasks should grow, but the first thousand must stay what they were. So there are generations of
+# pools: requests 0 to 999 draw from the 300 tasks of the first, the others from the 600 of the second.
 
 def draw(rng, choices):
     """One of the choices: a list (equal odds), a {value: weight} object, or a single value.
@@ -165,12 +139,13 @@ def draw(rng, choices):
     for value, weight in choices.items():
         point -= weight
         if point < 0:
-            break
-    return value
+            return value
+    return value                                           # rounding left nothing below 0: the last
 
 
-def request_at(i, seed, prompts, pools, models) -> dict:
-    """Request i of step 2. pools: {type: [task, ...]}, models: {name: share}. For example
+def request_at(i, seed, prompts, generations, models) -> dict:
+    """Request i of step 2. generations: [(end, {type: [task, ...]}), ...], each of which serves the requests
+    before its end that the one before it does not; models: {name: share}. For example
 
     {"id": 7, "step": "generate", "type": "sts", "model": "gpt-4o-mini",
      "params": {"unit": "phrase", "high_score": 4.5, "low_score": 3, ..., "language": "Thai"}}
@@ -187,13 +162,14 @@ def request_at(i, seed, prompts, pools, models) -> dict:
     else:
         params["language"] = language
     if prompts["task_types"][kind]["brainstorm"]:
-        pool = pools[kind]
+        pools = next(pools for end, pools in generations if i < end)
+        pool = pools[kind]                                 # perhaps 100,000 tasks, which draw() would copy
         params["task"] = pool[int(rng.random() * len(pool))]
     return {"id": i, "step": "generate", "type": kind, "params": params, "model": draw(rng, models)}
 
 
 def brainstorm_at(kind, k, seed, prompts, models) -> dict:
-    """Request k of one type in step 1, likewise. Its id is "short-long-b0", "short-long-b1", ..."""
+    """Request k of one type in step 1, drawn in the same way. Its id is "short-long-b" and k."""
     rng = random.Random(f"{seed}:{kind}:{k}")
     params = {"num_tasks": draw(rng, prompts["num_tasks"])}
     return {"id": f"{kind}-b{k}", "step": "brainstorm", "type": kind, "params": params,
@@ -202,60 +178,82 @@ def brainstorm_at(kind, k, seed, prompts, models) -> dict:
 
 # ------------------------------------------------------------------------------ step 1: brainstorm the tasks
 #
-# One answer lists about 20 tasks, and later answers repeat earlier ones more and more. A type's pool is what
-# its brainstorms 0, 1, 2, ... bring.
+# One answer lists about 20 tasks, and later answers repeat earlier ones more and more. So step 1 goes in
+# rounds: each reads all answers so far, and asks for as many as would bring the missing tasks if all were
+# new. Answers arrive in any order, but are read in the order of their requests, 0, 1, 2, ...: what is in a
+# type's pool does not depend on which came first.
 
-def pool_of(answers, size, patience) -> tuple[list, bool]:
-    """The answers to one type's brainstorms -> (the tasks in them, each once; whether the pool is complete).
+def brainstorm(client, prompts, args) -> list:
+    """Ask until each asymmetric type's pool is complete, then freeze the pools as a generation.
 
-    It is complete with `size` tasks, or once `patience` answers in a row have brought nothing new.
-    """
-    pool = {}                                              # normalized task -> task
-    in_vain = 0                                            # answers in a row without a new task
-    for answer in answers:
-        before = len(pool)
-        for task in parse_tasks(answer):
-            pool.setdefault(normalize(task), task)
-        if len(pool) > before:
-            in_vain = 0
-        else:
-            in_vain += 1
-        if len(pool) >= size or in_vain == patience:
-            return list(pool.values())[:size], True
-    return list(pool.values()), False
-
-
-def brainstorm(client, prompts, args) -> dict:
-    """Ask until each asymmetric type's pool is complete, then freeze the pools: {type: [task, ...]}.
-
-    Answers arrive in any order, but are read in the order of their requests: the pools do not depend on it.
+    Returns all generations. One of an earlier run is never touched: if it serves n requests, none is added.
     """
     ledger = client.ledger
     settings = {"seed": args.seed, "models": args.models,
                 "temperature": args.temperature, "top_p": args.top_p,
                 "prompts": sha256(json.dumps(prompts, sort_keys=True).encode())}
-    pools = ledger.frozen_tasks(settings)
-    if pools:                                              # the same command, run earlier, has frozen them
-        return pools
-    while True:
-        pools, requests = {}, []
-        for kind, size in pool_sizes(prompts, args.number_of_tasks).items():
-            answers = answers_in_order(ledger.brainstorms, kind)
-            pools[kind], complete = pool_of(answers, size, args.patience)
-            check(pools[kind] or not complete,
-                  f"{ledger.folder / 'raw.jsonl'}: no task could be read from {args.patience} brainstorms of "
-                  f"{kind}: the model may be too small")
-            if not complete:
-                missing = size - len(pools[kind])
-                requests += next_brainstorms(kind, len(answers), missing, prompts, args)
-        if not requests:
-            return ledger.freeze_tasks(settings, pools)
-        requests = [request for request in requests if request["id"] not in ledger.answered]
+    check_settings(ledger.folder, settings)
+    generations = read_generations(ledger.folder)
+    frozen = last_pools(generations)
+    if requests_covered(generations) >= args.n:
+        tasks = sum(len(pool) for pool in frozen.values())
+        if tasks < args.number_of_tasks:
+            print(f"{tasks} tasks serve these requests, as the run has settled; not {args.number_of_tasks}")
+        return generations
+    pools, requests = plan(ledger, frozen, prompts, args)
+    while requests:                                        # none are planned once all pools are complete
+        # A round that was interrupted has some of its answers, behind a gap.
+        open_requests = [request for request in requests if request["id"] not in ledger.answered]
         tasks = sum(len(pool) for pool in pools.values())
-        print(f"{tasks} of {args.number_of_tasks} tasks stand: {len(requests)} brainstorms for more",
+        print(f"{tasks} of {args.number_of_tasks} tasks so far: {len(open_requests)} brainstorms for more",
               flush=True)
-        messages = [(request, render(prompts, **request)) for request in requests]
-        ask_all(iter(messages), len(messages), client, "brainstorms")
+        pairs = [(request, render(prompts, request)) for request in open_requests]
+        ask_all(iter(pairs), len(pairs), client, "brainstorms")
+        pools, requests = plan(ledger, frozen, prompts, args)
+    return freeze_generation(ledger.folder, args.n, pools)
+
+
+def plan(ledger, frozen, prompts, args) -> tuple[dict, list]:
+    """The pools that the answers so far make, {type: [task, ...]}, and the requests of the next round.
+
+    frozen: the last generation's pools, with which these begin.
+    """
+    pools, requests = {}, []
+    for kind, size in pool_sizes(prompts, args.number_of_tasks).items():
+        answers = answers_in_order(ledger.brainstorms, kind)
+        pools[kind], complete = pool_of(answers, size, args.patience, frozen.get(kind, []))
+        check(pools[kind] or not complete,
+              f"{ledger.folder / 'raw.jsonl'}: no task could be read from {args.patience} brainstorms of "
+              f"{kind}: the model may be too small")
+        if not complete:
+            missing = size - len(pools[kind])
+            requests += next_brainstorms(kind, len(answers), missing, prompts, args)
+    return pools, requests
+
+
+def pool_of(answers, size, patience, frozen=()) -> tuple[list, bool]:
+    """The answers to one type's brainstorms -> (its tasks, each once, the frozen ones first; whether the pool
+    is complete).
+
+    It is complete with `size` tasks, or once `patience` answers in a row have brought nothing new.
+    """
+    pool = {normalize(task): task for task in frozen}
+    size = max(size, len(frozen))
+    seen = set()                                           # normalized tasks in the answers
+    without_new = 0                                        # answers in a row
+    for answer in answers:
+        before = len(seen)
+        for task in parse_tasks(answer):
+            seen.add(normalize(task))
+            pool.setdefault(normalize(task), task)
+        if len(seen) > before:
+            without_new = 0
+        else:
+            without_new += 1
+        if len(pool) >= size or without_new == patience:
+            break
+    complete = len(pool) >= size or without_new == patience
+    return list(pool.values())[:size], complete
 
 
 def pool_sizes(prompts, number_of_tasks) -> dict:
@@ -270,7 +268,10 @@ def asymmetric_types(prompts) -> list:
 
 
 def answers_in_order(brainstorms, kind) -> list:
-    """The answers to a type's brainstorms 0, 1, ... up to the first that is missing."""
+    """The answers to a type's brainstorms 0, 1, ... up to the first that is missing.
+
+    brainstorms: {"short-long-b0": what the LLM answered, ...}, of all types.
+    """
     answers = []
     while f"{kind}-b{len(answers)}" in brainstorms:
         answers.append(brainstorms[f"{kind}-b{len(answers)}"])
@@ -279,21 +280,20 @@ def answers_in_order(brainstorms, kind) -> list:
 
 def next_brainstorms(kind, first, missing, prompts, args) -> list:
     """The type's next requests from number `first`: as many as bring the missing tasks, if all are new."""
-    def at(k):
-        return brainstorm_at(kind, k, args.seed, prompts, args.models)
-
-    number = math.ceil(missing / at(first)["params"]["num_tasks"])
-    return [at(k) for k in range(first, first + number)]
+    request = brainstorm_at(kind, first, args.seed, prompts, args.models)
+    tasks_per_answer = request["params"]["num_tasks"]
+    number = math.ceil(missing / tasks_per_answer)
+    return [brainstorm_at(kind, k, args.seed, prompts, args.models) for k in range(first, first + number)]
 
 
 # ---------------------------------------------------------------------------- step 2: one example a request
 
-def ask_for_examples(client, prompts, pools, args) -> None:
+def ask_for_examples(client, prompts, generations, args) -> None:
     """Ask those of requests 0 to n - 1 that have no answer yet."""
-    missing = [i for i in range(args.n) if i not in client.ledger.answered]
-    requests = (request_at(i, args.seed, prompts, pools, args.models) for i in missing)
-    messages = ((request, render(prompts, **request)) for request in requests)
-    ask_all(messages, len(missing), client, "requests")
+    missing = [i for i in range(args.n) if i not in client.ledger.answered]    # answered: a set of ids
+    requests = (request_at(i, args.seed, prompts, generations, args.models) for i in missing)
+    pairs = ((request, render(prompts, request)) for request in requests)      # drawn when their turn comes:
+    ask_all(pairs, len(missing), client, "requests")                           # memory never has all 500,000
 
 
 # ---------------------------------------------------------------- the request, as it goes over the wire
@@ -301,14 +301,17 @@ def ask_for_examples(client, prompts, pools, args) -> None:
 #     POST https://api.openai.com/v1/chat/completions
 #     Authorization: Bearer sk-...
 #
-#     {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Write three phrases of ..."}], ...}
+#     {"model": "gpt-4o-mini",
+#      "messages": [{"role": "user", "content": "Write three phrases of ..."}],
+#      "temperature": 1.0, "top_p": 1.0, "max_tokens": 4096,
+#      "response_format": {"type": "json_object"}}
 #
 # and what comes back:
 #
 #     {"choices": [{"message": {"content": "{\"S1\": \"...\", ...}"}, "finish_reason": "stop"}],
 #      "usage": {"prompt_tokens": 251, "completion_tokens": 108}}
 #
-# That is all. plumbing/client.py calls these three functions, from many threads, and again where a try fails.
+# plumbing/client.py calls these three functions, from many threads, and again where a try fails.
 
 def request_body(request, message, args) -> dict:
     """The JSON that the server gets."""
@@ -323,7 +326,7 @@ def request_body(request, message, args) -> dict:
 
 
 def post(session, url, key, body, seconds):
-    """Send a request -> the response, whose content is still to be read: the client limits its whole time.
+    """Send a request -> the response, headers only; the client reads its content, within `seconds` in all.
 
     session: a requests.Session, whose connection stays open from one request to the next.
     """
@@ -332,11 +335,11 @@ def post(session, url, key, body, seconds):
         headers["Authorization"] = f"Bearer {key}"
     timeouts = min(10, seconds), seconds                   # until it connects; until the next byte comes
     return session.post(url, headers=headers, data=json.dumps(body), timeout=timeouts, stream=True,
-                        allow_redirects=False)             # which would take the key elsewhere
+                        allow_redirects=False)             # one could send the key to another host
 
 
 def read_completion(completion) -> tuple:
-    """What comes back -> (the message's text, why it ended there, the tokens it used)."""
+    """What comes back -> (the LLM's text, why it ended there, the tokens it used)."""
     choice = completion["choices"][0]
     return choice["message"].get("content"), choice.get("finish_reason"), completion.get("usage") or {}
 
@@ -344,14 +347,15 @@ def read_completion(completion) -> tuple:
 # ----------------------------------------------------------------------------- an answer becomes an example
 
 def make_example(row, prompts) -> tuple[dict, str]:
-    """One answer -> (training example, how its object stood in it: clean, in prose, repaired or doubled).
+    """One answer -> (training example, how clean the answer was: see plumbing.answers.parse_object).
 
-    row: {"id", "type", "params", "response"} and, from live servers, "finish_reason". Raises Reject.
+    row: {"id", "type", "params", "response"} and, from live servers, "finish_reason".
+    Raises plumbing.answers.Reject, whose text is the reason.
     """
     kind, params = row["type"], row["params"]
     keys = prompts["task_types"][kind]["keys"]             # of query, positive and, mostly, hard negative
-    value, how = parse_object(row["response"], keys, row.get("finish_reason"))
-    texts = [value[key].strip() for key in keys]
+    fields, how = parse_object(row["response"], keys, row.get("finish_reason"))
+    texts = [fields[key].strip() for key in keys]
     query, *documents = texts                              # documents: the positive, the hard negative
 
     # what no text may be
@@ -359,41 +363,46 @@ def make_example(row, prompts) -> tuple[dict, str]:
     reject_if(any(len(text) > MAX_CHARS for text in texts), "too long")
     reject_if(any(bad_characters(text) for text in texts), "bad characters")
     reject_if(any(repetitive(text) for text in texts), "repetition")
+    reject_if(any(is_refusal(text) for text in texts), "refusal")
 
     # what would teach to copy
     different = {normalize(text) for text in texts}
     reject_if(len(different) < len(texts), "copy between fields")
     label_in_query = kind == "long-short" and any(contains_label(query, label) for label in documents)
     reject_if(label_in_query, "label in input")
-    message = normalize(render(prompts, "generate", kind, params))
-    own_words = [query] if kind == "long-short" else texts     # a label may stand in the prompt
+    message = normalize(render(prompts, row))
+    own_words = [query] if kind == "long-short" else texts     # a label may stand in the message
     copied = [text for text in own_words if len(text) > 20 and normalize(text) in message]
     reject_if(copied, "copy of the prompt")
 
-    # another language than was asked for, as far as its script shows
-    languages = languages_of(kind, params)
-    query_scripts = prompts["scripts"].get(languages[0], ["LATIN"])
-    document_scripts = prompts["scripts"].get(languages[-1], ["LATIN"])
-    reject_if(wrong_script(query, query_scripts), "wrong script")
-    reject_if(any(wrong_script(text, document_scripts) for text in documents), "wrong script")
-    all_together = "".join(texts)                          # one by one, short texts are too short to tell
-    reject_if(kind != "bitext" and wrong_script(all_together, query_scripts), "wrong script")
+    # another language than was asked for, as far as its script shows: code is Latin in any language
+    query_language, document_language = languages_of(row)
+    query_scripts = prompts["scripts"].get(query_language, ["LATIN"])
+    document_scripts = prompts["scripts"].get(document_language, ["LATIN"])
+    prose = [text for text in documents if not is_code(text)]
+    reject_if(wrong_script(query, query_scripts) and not is_code(query), "wrong script")
+    reject_if(any(wrong_script(text, document_scripts) for text in prose), "wrong script")
+    if kind != "bitext":                                   # short texts tell more together than one by one
+        reject_if(wrong_script("".join([query, *prose]), query_scripts), "wrong script")
 
     example = {"prompt": INSTRUCTIONS.get(kind) or params["task"],
                "query": query,
                "pos": documents[:1],
                "neg": documents[1:],
                "type": kind,
-               "language": "-".join(languages),            # bitext: "Welsh-English"
+               "language": query_language,
                "id": row["id"]}
+    if kind == "bitext":
+        example["language"] = f"{query_language}-{document_language}"      # "Welsh-English"
     return example, how
 
 
-def languages_of(kind, params) -> list:
-    """The language of the query, and in bitext that of the documents too."""
-    if kind == "bitext":
-        return [params["source_language"], params["target_language"]]
-    return [params["language"]]
+def languages_of(row) -> tuple[str, str]:
+    """The language of the query and that of the documents: the same, except in bitext."""
+    params = row["params"]
+    if row["type"] == "bitext":
+        return params["source_language"], params["target_language"]
+    return params["language"], params["language"]
 
 
 # ---------------------------------------------------------------------------------- the file of examples
@@ -403,7 +412,7 @@ def write_examples(rows, prompts, out) -> dict:
     counts = Counts()
     pairs = set()                                          # hashes of (query, positive)
 
-    def examples():
+    def examples():                                        # lazy: runs while write_jsonl takes its examples
         for row in rows:
             counts.answer(row["step"])
             if row["step"] == "brainstorm":
@@ -418,14 +427,17 @@ def write_examples(rows, prompts, out) -> dict:
                 yield example
 
     write_jsonl(out, examples())
-    return counts.report()
+    return counts.report()                                 # complete now, and not before
 
 
 def read_answers(path, prompts, log=True):
-    """Yield the rows of the run's raw.jsonl (log=True), or of a file of recorded answers."""
+    """Yield the answers of a run's raw.jsonl, or of a file of recorded ones.
+
+    log: it is raw.jsonl, whose last line may have been torn by a kill.
+    """
     for where, row in read_rows(path, ANSWER, log):
-        with blame(f"{where}: no answer to our prompts", "delete it"):
-            render(prompts, **row)                         # its type is known, and no value is missing
+        with blame(f"{where}: no answer to our prompts", "delete it"):     # an error here, as one line
+            render(prompts, row)                           # its type is known, and no value is missing
         yield row
 
 
@@ -436,41 +448,103 @@ def report(args, prompts) -> None:
     counts["ledger"] = {}
     if not args.replay:
         counts["ledger"] = Ledger(args.folder, args.prices, read_only=True).summary()
+        pools = last_pools(read_generations(args.folder))
+        counts["pool"] = {kind: len(tasks) for kind, tasks in pools.items()}
     write_json(args.folder / "report.json", counts)
     print_report(counts, args.out)
 
 
 # ------------------------------------------------------------------------------------------- the whole run
 
-def dry_run(prompts, args) -> None:
-    """Estimate the whole job from at most 5,000 of its requests."""
-    kinds = asymmetric_types(prompts)
-    pools = {kind: ["Given this, find that (stands for a brainstormed task)."] for kind in kinds}
-    brainstorms = args.number_of_tasks // 20 + 1
-    drawn = min(args.n, 5000)
-    sample = [request_at(i, args.seed, prompts, pools, args.models) for i in range(drawn)]
-    for k in range(max(len(kinds), brainstorms * drawn // args.n)):
-        sample.append(brainstorm_at(kinds[k % len(kinds)], k, args.seed, prompts, args.models))
-    messages = [(request, render(prompts, **request)) for request in sample]
-    estimate(messages, args.n, brainstorms, args)
-
-
 def main(argv=None):
     args = options(argv)
     prompts = load_prompts()
     if args.dry_run:
         return dry_run(prompts, args)
-    exit_code = 0
-    if not args.replay and not args.report:
-        with Ledger(args.folder, args.prices, args.budget_usd, args.budget_tokens) as ledger:
-            client = Client(args, ledger, request_body, post, read_completion)
-            pools = brainstorm(client, prompts, args)          # step 1
-            ask_for_examples(client, prompts, pools, args)     # step 2
-        exit_code = ledger.exit_code                           # 1 if requests are left without an answer
-        if ledger.answered == ledger.brainstorms.keys():       # it stopped before the first example
-            return exit_code
-    report(args, prompts)
-    return exit_code
+    if args.replay or args.report:
+        report(args, prompts)
+        return 0
+
+    # A budget that is used up, or Ctrl-C, ends this block early. The ledger keeps its counts after it.
+    with Ledger(args.folder, args.prices, args.budget_usd, args.budget_tokens) as ledger:
+        client = Client(args, ledger, request_body, post, read_completion)
+        generations = brainstorm(client, prompts, args)          # step 1
+        ask_for_examples(client, prompts, generations, args)     # step 2
+    only_brainstorms = len(ledger.answered) == len(ledger.brainstorms)
+    if not only_brainstorms:
+        report(args, prompts)
+    return ledger.exit_code                                # 1 if requests are left without an answer
+
+
+def dry_run(prompts, args) -> None:
+    """Estimate the whole job from at most 5,000 of its requests."""
+    kinds = asymmetric_types(prompts)
+    pools = {kind: ["Given this, find that (stands for a brainstormed task)."] for kind in kinds}
+    generations = [(args.n, pools)]
+    brainstorms = args.number_of_tasks // prompts["num_tasks"] + 1
+    drawn = min(args.n, 5000)
+    share_drawn = drawn / args.n
+    sample = [request_at(i, args.seed, prompts, generations, args.models) for i in range(drawn)]
+    for k in range(max(len(kinds), int(brainstorms * share_drawn))):       # at least one of each type
+        kind = kinds[k % len(kinds)]
+        sample.append(brainstorm_at(kind, k, args.seed, prompts, args.models))
+    pairs = [(request, render(prompts, request)) for request in sample]
+    estimate(pairs, args.n, brainstorms, args)
+
+
+# ------------------------------------------------------------------------------------------------- the flags
+
+def options(argv=None):
+    parser = Parser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    # what goes in, what comes out
+    add("--out", type=Path, default=Path("data/synthetic.jsonl"),
+        help="file of examples; the run's folder lies beside it")
+    add("--replay", type=Path, metavar="FILE", help="read recorded answers instead of asking an LLM")
+    add("--report", action="store_true", help="rebuild --out from the answers on disk, and report")
+    add("--dry-run", action="store_true", help="show sample messages, estimate tokens, money and time")
+    # how much to ask for
+    add("--n", type=positive(int), default=1000,
+        help="requests of step 2, at most one example each; a larger n extends a run (paper: 500_000)")
+    add("--tasks", type=positive(int), help="tasks of asymmetric types (default 0.3 n, the paper's ratio)")
+    add("--patience", type=positive(int), default=5, help="brainstorms in a row that may bring nothing new")
+    add("--seed", type=seed, default=0)
+    # the LLM
+    add("--model", type=model_share, action="append", default=[], metavar="NAME[:SHARE]",
+        help="may be given several times, with shares")
+    add("--temperature", type=at_least_0(float), default=1.0)
+    add("--top-p", type=share, default=1.0)
+    add("--json-mode", action=argparse.BooleanOptionalAction, default=True,
+        help="ask for JSON through response_format")
+    add("--max-answer-tokens", type=positive(int), default=4096)
+    # the server
+    add("--concurrency", type=positive(int), default=16, help="requests under way at once")
+    add("--timeout", type=positive(float), default=180, help="seconds for one whole answer")
+    add("--tries", type=positive(int), default=8, help="attempts at a request in one run")
+    add("--backoff", type=at_least_0(float), default=1.0, help="seconds before a retry, doubled each time")
+    add("--allow-http", action="store_true", help="send the key unencrypted to another host")
+    # what it may cost
+    add("--price", type=model_price, action="append", default=[], metavar="MODEL:IN:OUT",
+        help="USD per million tokens")
+    add("--budget-usd", type=at_least_0(float), help="stop so that the whole run never costs more")
+    add("--budget-tokens", type=at_least_0(int), help="stop so that it never uses more, in and out")
+    args = parser.parse_args(argv)
+
+    args.models = dict(args.model)                         # {name: share of the requests}
+    args.prices = {}                                       # {(name, "in" or "out"): USD a token}
+    for prices in args.price:
+        args.prices |= prices
+    reads_answers = args.replay or args.report
+    check(args.models or (reads_answers and not args.dry_run),
+          "--model NAME is missing (or --replay FILE, to read recorded answers)")
+    check(len(args.models) == len(args.model), "--model: give each model once")
+    for name in args.models:
+        check(args.budget_usd is None or (name, "in") in args.prices,
+              f"--budget-usd needs the price of {name}: add --price {name}:IN:OUT")
+    check(args.out.suffix, f"--out {args.out}: the file needs a suffix, as in {args.out}.jsonl")
+    args.folder = args.out.with_suffix("")                 # of the run
+    args.number_of_tasks = args.tasks or round(0.3 * args.n)   # the paper: 150,000 for 500,000 examples
+    return args
 
 
 if __name__ == "__main__":

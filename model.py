@@ -1,5 +1,4 @@
-"""model.py: texts -> vectors. Mistral-7B as an embedder, written out by hand (arXiv 2401.00368, section
-3.2).
+"""model.py: texts -> vectors. Mistral-7B as an embedder, by hand (arXiv 2401.00368, section 3.2).
 
     from model import Embedder
     e = Embedder.load("runs/demo")                   # a run, a Hugging Face folder, or an exported one
@@ -29,7 +28,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from plumbing.checkpoint import (POOLINGS, fill_lora, find_model, load_tokenizer, load_weights, pick_device,
                                  pick_dtype, read_adapter, read_config, save_adapter, stored_max_length,
                                  stored_pooling)
-from plumbing.errors import check, check_finite, check_room, check_texts
+from plumbing.errors import check, check_finite, check_room, texts_and_prompts
 from plumbing.progress import progress as show_progress
 
 SLICE = 16384                         # texts that `encode` tokenises at a time
@@ -44,8 +43,7 @@ def instruct(prompt: str, text: str) -> str:
 
 
 def embed_one(decoder, tokenizer, text: str, prompt: str = "") -> torch.Tensor:
-    """The whole idea, for one text -> [D]. `Embedder` adds batches, a limit to the length, number formats,
-    GPUs."""
+    """The whole idea, for one text -> [D]. `Embedder` adds batches, a limit to the length, GPUs."""
     ids = tokenizer.encode(instruct(prompt, text), add_special_tokens=False).ids
     ids = [decoder.config.bos_token_id, *ids, decoder.config.eos_token_id]
     hidden = decoder(torch.tensor([ids]))            # [1, T, D]
@@ -74,8 +72,7 @@ class Config:
 
 
 def at_least_float32(x):
-    """16 bits become float32, float64 stays: norms, rotary angles, normalisation and loss need the
-    digits."""
+    """16 bits become float32, float64 stays: norms, rotary angles and the loss need the digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -95,8 +92,7 @@ class RMSNorm(nn.Module):
 
 
 def rotary_tables(length: int, head_dim: int, theta: float, dtype, device):
-    """RoPE's angles, position * theta^(-2i/d): their cos and sin, each [T, d]; the d/2 angles are there
-    twice."""
+    """cos and sin of RoPE's angles, position * theta^(-2i/d), each [T, d]: the d/2 angles twice."""
     exponents = torch.arange(0, head_dim, 2, dtype=dtype, device=device) / head_dim      # [d/2]
     frequencies = theta ** -exponents
     positions = torch.arange(length, dtype=dtype, device=device)                         # [T]
@@ -131,8 +127,7 @@ def causal_attention(q, k, v, window: int | None):
 
 
 def windowed_attention(q, k, v, window: int):
-    """The same for a text longer than the window: q, k, v [B, H, T, d] -> [B, H, T, d], memory T * W, not T
-    * T.
+    """The same for a text longer than the window, in memory T * W and not T * T. All [B, H, T, d].
 
     Blocks of W queries see the block of keys before theirs and their own, under one mask [W, 2W] for all
     blocks. Its column j is the key at (the block's start) - W + j.
@@ -255,8 +250,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids [B, T] -> hidden states after the final norm [B, T, D]. The modules' names are Hugging
-    Face's."""
+    """Token ids [B, T] -> hidden states after the final norm [B, T, D]. Names are Hugging Face's."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -349,8 +343,7 @@ def length_chunks(lengths: list[int], tokens_per_chunk: int) -> list[list[int]]:
 
 
 def pool(hidden, lengths, pooling: str):
-    """Hidden states [B, T, D] and real lengths [B] -> [B, D]: the state at EOS, or a mean for the
-    ablation."""
+    """Hidden states [B, T, D], real lengths [B] -> [B, D]: the state at EOS, or a mean (ablation)."""
     if pooling == "last":
         texts = torch.arange(len(lengths), device=hidden.device)
         return hidden[texts, lengths - 1]
@@ -410,8 +403,7 @@ class Embedder:
         return cls(decoder, tokenizer, max_length, pooling, str(folder))
 
     def compile(self, wanted: bool | None = None):
-        """torch.compile each block, for any length; by default where there is a GPU. The first texts take a
-        minute."""
+        """torch.compile each block, for any length; by default on a GPU. It takes a minute at first."""
         if wanted is None:
             wanted = self.device.type == "cuda"
         if wanted:
@@ -434,8 +426,7 @@ class Embedder:
         after the cut. Most tokenizer files add BOS at best, and a vector read at another token is silently
         bad.
         """
-        prompts = [prompt] * len(texts) if isinstance(prompt, str) else prompt
-        check_texts(texts, prompts)
+        texts, prompts = texts_and_prompts(texts, prompt)
         bos, eos = self.decoder.config.bos_token_id, self.decoder.config.eos_token_id
         start = [] if bos is None else [bos]
         room = self.max_length - len(start) - 1
@@ -452,16 +443,14 @@ class Embedder:
         return token_ids
 
     def check_prompts(self, prompts) -> None:
-        """Refuse an instruction that leaves no room for a text: all its queries would have the same
-        vector."""
+        """Refuse an instruction that leaves no room for a text: all its queries would be equal."""
         prompts = sorted(set(prompts) - {""})
         empty_queries = [instruct(prompt, "") for prompt in prompts]
         encoded = self.tokenizer.encode_batch_fast(empty_queries, add_special_tokens=False)
         check_room(prompts, [len(e.ids) for e in encoded], self.max_length)
 
     def embed(self, token_ids: list[list[int]], normalize=True) -> torch.Tensor:
-        """Token ids of one chunk -> [B, D] on the device, at least float32, with a graph where grad is
-        on."""
+        """Token ids of one chunk -> [B, D] on the device, at least float32."""
         lengths = torch.tensor([len(ids) for ids in token_ids])
         padded = torch.zeros(len(token_ids), int(lengths.max()), dtype=torch.long)
         for i, ids in enumerate(token_ids):
@@ -476,14 +465,14 @@ class Embedder:
                tokens_per_chunk: int | None = None, progress=False) -> torch.Tensor:
         """Texts -> float32 [n, D] on the CPU, unit rows, in the texts' order.
 
-        dim: keep the first dim values. tokens_per_chunk: the most tokens of one forward pass, padding
-        included; by default 4096 on a CPU, 16384 on a GPU. progress: lines on stderr. Leaves the decoder in
-        eval mode.
+        texts: a list, or anything that yields texts. prompt: the instruction, one for all texts or one a
+        text; None or "" for documents. dim: keep the first dim values. tokens_per_chunk: the most tokens of
+        one forward pass, padding included; by default 4096 on a CPU, 16384 on a GPU. progress: lines on
+        stderr. Leaves the decoder in eval mode.
         """
         size = self.decoder.config.hidden_size
         check(dim is None or 1 <= dim <= size, f"dim {dim}: a vector has {size} values")
-        prompts = [prompt] * len(texts) if isinstance(prompt, str) else prompt
-        check_texts(texts, prompts)
+        texts, prompts = texts_and_prompts(texts, prompt)
         if tokens_per_chunk is None:
             tokens_per_chunk = 4096 if self.device.type == "cpu" else 16384
         self.decoder.eval()

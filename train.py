@@ -1,5 +1,4 @@
-"""train.py: examples -> adapter. Contrastive fine-tuning of arXiv 2401.00368 (sections 3.2, 4.2 and appendix
-A).
+"""train.py: examples -> adapter. Contrastive fine-tuning (arXiv 2401.00368, sections 3.2, 4.2, appendix A).
 
     python train.py --base models/smollm2-135m-l20 --data data/synthetic.jsonl --out runs/demo \\
         --batch-size 32 --max-length 64 --lr 1e-3 --warmup-steps 10                   # a CPU, minutes
@@ -61,8 +60,7 @@ def info_nce(queries, documents, targets, temperature: float, valid=None, margin
 
 
 def without_close_negatives(cosine, targets, valid, margin: float):
-    """valid [Q, M] without the documents that a query likes better than its positive by more than the
-    margin."""
+    """valid [Q, M] without negatives that score above a query's positive by more than the margin."""
     own = cosine.gather(1, targets[:, None])                                             # [Q, 1]
     close = cosine > own + margin
     close.scatter_(1, targets[:, None], False)                                   # the target always counts
@@ -88,20 +86,20 @@ def in_batch_accuracy(queries, documents, targets, valid):
 
 
 def spread(vectors):
-    """1 - |mean|^2 of unit rows [N, D]: the mean cosine distance over all pairs. 0 is collapse, 1 evenly
-    spread."""
+    """1 - |mean|^2 of unit rows [N, D]: their mean cosine distance. 0: collapse, 1: evenly spread."""
     return 1 - vectors.mean(0).square().sum()
 
 
 # ------------------------------------------------------------------------------------ the cached gradient
 
 def cached_gradient_idea(embed, chunks: list, loss) -> None:
-    """The idea in three steps (arXiv 2101.06983). `cached_gradients` below is this, and what a real run
-    needs.
+    """The idea in three steps (arXiv 2101.06983); `cached_gradients` adds what a real run needs.
 
     The loss needs all vectors at once, but not all graphs. By the chain rule, dL/dweights is the sum over
-    chunks of dL/dvectors times dvectors/dweights, so one chunk's graph in memory is enough. embed: a chunk
-    of texts -> vectors [n, D]. loss: all vectors [N, D] -> scalar. Adds to the weights' .grad.
+    chunks of dL/dvectors times dvectors/dweights, so one chunk's graph in memory is enough.
+
+    embed: a chunk of texts -> vectors [n, D]. loss: all vectors [N, D] -> scalar. Adds to the weights'
+    .grad.
     """
     # 1. Embed all texts, without a graph.
     with torch.no_grad():
@@ -114,12 +112,15 @@ def cached_gradient_idea(embed, chunks: list, loss) -> None:
         embed(chunk).backward(its_gradient)
 
 
-# Why not accumulate gradients? In 64 batches of 32, a query would have the negatives of 32 queries, not of
-# 2,048. What does caching cost? One more forward. With LoRA a token costs 4 FLOPs for each of the base's P
-# weights: 2P forward and 2P backward, since frozen weights need no gradient of their own. The second forward
-# makes it 6P. What a real run adds:
-# - Chunks hold texts of similar length, so the order changes: each chunk knows its texts' places among
-#   the N.
+# Why not accumulate gradients? In 64 batches of 32, a query would have the negatives of 32 queries, and not
+# of 2,048.
+#
+# What does caching cost? One more forward. With LoRA a token costs 4 FLOPs for each of the base's P weights:
+# 2P forward and 2P backward, since frozen weights need no gradient of their own. The second forward makes
+# it 6P.
+#
+# What a real run adds:
+# - Chunks hold texts of similar length, so the order changes: each chunk knows which of the N it holds.
 # - Dropout must draw the same masks in both passes: `seed_chunk`.
 # - Where memory allows, the first chunks keep the graph of the first pass and need no second.
 # - Several GPUs. Each embeds its share of the texts and leaves zeros for the others', so that a sum over the
@@ -145,9 +146,9 @@ def seed_chunk(*key: int) -> None:
 def cached_gradients(embed, chunks: list[Chunk], vectors, loss, kept=0, key=(0,), scale=1.0):
     """Add to .grad the gradient of loss(vectors [N, D]), with one chunk's graph in memory at a time.
 
-    embed: token ids of n texts -> [n, D], in train mode. vectors: zeros [N, D]; they are filled here. kept:
-    so many of the first chunks keep their graph. key: (seed, step, rank), from which dropout is seeded. Of
-    several ranks, each adds what its own texts contribute. Returns the loss.
+    embed: token ids of n texts -> [n, D], in train mode. vectors: zeros [N, D]; they are filled here.
+    kept: so many of the first chunks keep their graph. key: (seed, step, rank), from which dropout is
+    seeded. Of several ranks, each adds what its own texts contribute. Returns the loss.
     """
     def embed_chunk(number):
         seed_chunk(*key, number)
@@ -201,8 +202,7 @@ def plan_epoch(examples, batch_size: int, homogeneous: bool, seed: int, epoch: i
     """The batches of one epoch as arrays of example numbers: a pure function of the arguments.
 
     So a run that was stopped continues with the batches that it would have seen, and every rank knows the
-    others'. homogeneous: a batch holds one task type, so that its negatives are hard; what is left over is
-    mixed.
+    others'. homogeneous: a batch holds one task type, and so harder negatives; what is left over is mixed.
     """
     rng = np.random.default_rng((seed, epoch))
     chosen = []
@@ -246,8 +246,7 @@ def with_instruction(example: dict, style: str) -> tuple[str, str]:
 
 
 def document_instruction(example: dict, args) -> str:
-    """Documents are bare in the paper. With --both-sides, those of symmetric tasks get the query's
-    instruction."""
+    """None in the paper; with --both-sides, that of the query in symmetric tasks."""
     symmetric = example["type"] in ("sts", "bitext")
     if symmetric and args.both_sides and args.instruction == "task":
         return example["prompt"]
@@ -295,10 +294,10 @@ def prepare(examples, numbers, tokenize, args, step: int, part=0, parts=1) -> Ba
 
 
 def documents_that_count(examples, numbers, documents: list[str]) -> np.ndarray:
-    """The mask [Q, M]: False where any example calls the document a positive of the same instruction and
-    query.
+    """The mask [Q, M]: False where a document is known as a positive of the query.
 
-    Such a document is no negative. The query's own positive stays True.
+    Known means that any example calls it a positive of the same instruction and query. Such a document is
+    no negative. The query's own positive stays True.
     """
     documents = np.array([text_hash(text) for text in documents])
     valid = np.empty((len(numbers), len(documents)), bool)
@@ -326,8 +325,7 @@ def batches_ahead(examples, plan: list, first: int, tokenize, args):
 # ------------------------------------------------------------------------------------------------ one step
 
 def learning_rate(step: int, steps: int, args) -> float:
-    """Linear up to --lr over the warm-up, then linear down; it would be 0 after the last step. step counts
-    from 0.
+    """Linear up to --lr over the warm-up, then linear down, to 0 after the last step. From step 0.
 
     >>> from types import SimpleNamespace
     >>> [learning_rate(step, 6, SimpleNamespace(lr=1.0, warmup_steps=2)) for step in range(6)]
@@ -387,8 +385,7 @@ def training_step(run: Run, batch: Batch, started: float) -> dict:
 
 
 def worst_step(run: Run) -> None:
-    """The gradients of a step of the largest size, so that a GPU that is too small is full now and not in an
-    hour.
+    """The gradients of a step of the largest size: a GPU that is too small is full now.
 
     That is: graphs of as many tokens as may keep theirs, and the vectors and scores of a whole batch.
     """

@@ -11,13 +11,20 @@
 
     client      the same request again, until it is answered
     ledger      a live run's folder: what was asked, answered and paid
+    pools       the settings and tasks that decide a run's requests
     answers     what an LLM wrote -> an object, a list of tasks, or the reason why not
+    texts       is a text fit to be trained on?
+    refusals    how LLMs say no, in eighteen languages
     report      counts beside the paper's; tokens, money and time before a run
 
     tasks       task folders on disk -> rows that are known to be whole
     blocks      a million texts through an embedder
     cache       vectors on disk, for the rerun
     metrics     vectors -> scores, each as mteb computes it
+    logistic    a classifier as scikit-learn fits it
+    lbfgs       the steps of its minimiser, as scipy takes them
+    kmeans      clusters as scikit-learn finds them, draw for draw
+    finished    the scores of tasks that are done, for the rerun
     table       averages, the paper's figures, the table
     progress    how far a long loop has come
 """

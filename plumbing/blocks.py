@@ -50,9 +50,10 @@ class BlockEncoder:
             before = self.embedder.truncated
             vectors = self.embedder.encode(list(texts), list(instructions), normalize=False,
                                            tokens_per_chunk=self.batch_tokens)
-            kept = vectors, self.embedder.truncated - before
+            truncated = self.embedder.truncated - before
             if self.cache:
-                self.cache.put(pairs, *kept)
+                vectors = self.cache.put(pairs, vectors, truncated)
+            kept = vectors, truncated
         vectors, truncated = kept
         self.texts += len(pairs)
         self.truncated += truncated

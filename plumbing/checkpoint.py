@@ -1,5 +1,7 @@
-"""plumbing/checkpoint.py: model folders on disk. Hugging Face's config.json, safetensors and tokenizer.json,
-PEFT's two adapter files, and which folder is meant by a path.
+"""plumbing/checkpoint.py: model folders on disk.
+
+Hugging Face's config.json, safetensors and tokenizer.json, PEFT's two adapter files, and which folder is
+meant by a path.
 
 Nothing here knows the decoder's code: `load_weights` fills any module whose parameters bear the file's
 names. What this project does not compute is refused by name (plumbing/supported.py), never loaded wrongly.
@@ -25,8 +27,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # ------------------------------------------------------------------------------------------------- config
 
 def read_config(path: Path, kinds: dict, **overrides) -> dict:
-    """The fields of a config.json that `kinds` {name: type} names, where they are missing with transformers'
-    defaults.
+    """The fields of a config.json that `kinds` {name: type} names; transformers' defaults for others.
 
     overrides: values in place of the file's. UserError names what is unsupported, missing or out of range.
     """
@@ -93,8 +94,7 @@ def open_safetensors(path: Path):
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of the weights: the single file first, as transformers does, since an index beside it may be
-    old."""
+    """The files of the weights: the single file first, as transformers does; an index may be old."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists() or not index.exists():
         return [single]
@@ -202,8 +202,7 @@ def read_adapter(folder: Path, projections) -> tuple[dict, dict[str, torch.Tenso
 
 
 def is_target(projection: str, target_modules) -> bool:
-    """Whether PEFT's target_modules name a projection: by a list of names or of their ends, or by an
-    expression."""
+    """Whether PEFT's target_modules name a projection, in a list or by a regular expression."""
     if isinstance(target_modules, str):
         part = "self_attn" if projection in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
         full_name = f"model.layers.0.{part}.{projection}"
@@ -212,8 +211,7 @@ def is_target(projection: str, target_modules) -> bool:
 
 
 def fill_lora(parameters: dict, tensors: dict, file: Path) -> None:
-    """Copy tensors into an adapter's parameters of the same names; UserError where names or shapes
-    differ."""
+    """Copy tensors into parameters of the same names; UserError where names or shapes differ."""
     one_sided = sorted(parameters.keys() ^ tensors.keys())
     if one_sided:
         raise UserError(f"{file}: made for another model: {one_sided[0]} is on one side only")
@@ -305,7 +303,8 @@ def pick_device(name=None) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()            # a device that is not there fails here, not later
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {name}: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise UserError(f"device {name}: {reason}") from None
     if device.type == "cuda":
         # From torch 2.11 on, attention prefers cuDNN on Hopper and newer, and cuDNN builds a plan for each
         # shape that it has not seen: half a second or more, for each of the hundreds of (texts, length) that
@@ -315,8 +314,7 @@ def pick_device(name=None) -> torch.device:
 
 
 def pick_dtype(name, device) -> torch.dtype:
-    """The named dtype, or the device's best: float32 on a CPU; bfloat16 on a GPU, or float16 where it lacks
-    that."""
+    """The named dtype, or the best: float32 on a CPU; on a GPU bfloat16, or float16 if it lacks that."""
     if name is None:
         if device.type != "cuda":
             return torch.float32

@@ -1,5 +1,4 @@
-"""plumbing/errors.py: how a script refuses. One line on stderr that says what, where and the way out; exit
-code 2.
+"""plumbing/errors.py: how a script refuses: one line that says what, where and the way out; exit code 2.
 
 A lesson guards itself with `check` alone, and `Parser` makes the same one line of every bad flag. `command`
 is the one place that prints an error and ends the process. The bounds of a flag are its type:
@@ -26,20 +25,27 @@ def check(condition, message: str) -> None:
         raise UserError(message)
 
 
-def check_texts(texts: list[str], prompts: list[str]) -> None:
-    """Texts to embed, each with its prompt. TypeError for one string in place of a list, which would be
-    embedded letter by letter; UserError for what is no text: half a surrogate pair is a str in Python, but
-    not UTF-8."""
-    if isinstance(texts, str) or not hasattr(texts, "__len__"):
+def texts_and_prompts(texts, prompt) -> tuple[list[str], list[str]]:
+    """Texts to embed, out of any iterable, and a prompt for each; prompt: one for all, one a text, or none.
+
+    TypeError for one string in place of texts, which would be embedded letter by letter; UserError for what
+    is no text: half a surrogate pair is a str in Python, but not UTF-8.
+    """
+    if isinstance(texts, str) or not hasattr(texts, "__iter__"):
         raise TypeError("texts: a list of texts; write [text] for one")
-    if not hasattr(prompts, "__len__"):
+    if prompt is not None and not hasattr(prompt, "__iter__"):
         raise TypeError('prompt: one string, or a list of one a text; "" for none')
+    texts = list(texts)
+    if prompt is None or isinstance(prompt, str):
+        prompt = [prompt] * len(texts)
+    prompts = [one or "" for one in prompt]
     check(len(prompts) == len(texts), f"prompt: {len(prompts)} instructions for {len(texts)} texts")
     for number, (prompt, text) in enumerate(zip(prompts, texts)):
         try:
             (prompt + text).encode()
         except (TypeError, UnicodeEncodeError):
             raise UserError(f"text {number}: no UTF-8 text: {text!r:.50}, prompt {prompt!r:.50}") from None
+    return texts, prompts
 
 
 def check_room(prompts: list[str], lengths: list[int], max_length: int) -> None:
@@ -62,8 +68,7 @@ def check_finite(vectors, texts: list[str]) -> None:
 
 @contextmanager
 def blame(where: str, way_out: str):
-    """with blame("prompts", "mend it"): a missing key or a value of the wrong kind is what a user wrote
-    there."""
+    """with blame("prompts", "mend it"): a missing key or a wrong value in this block is the user's."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
@@ -150,9 +155,10 @@ def explain(error: Exception) -> str | None:
 
 
 def leave(code: int | None) -> None:
-    """End the process. One of several ranks leaves without Python's teardown: gloo's threads may hold
-    tensors a moment longer, and to free one they need the interpreter; where that is gone, the process would
-    abort."""
+    """End the process.
+
+    One of several ranks leaves without Python's teardown: gloo's threads may hold tensors a moment longer,
+    and to free one they need the interpreter; where that is gone, the process would abort."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,9 +1,8 @@
-"""plumbing/examples.py: the one reader of training examples, for train.py and every tool. One JSON object a
-line:
+"""plumbing/examples.py: the one reader of training examples, for train.py and every tool. A line holds
 
     {"prompt": instruction, "query": text, "pos": [texts], "neg": [texts], "type": task type}
 
-Only query and pos must be there. Files may hold many gigabytes: one pass notes where each line starts, and a
+Only query and pos must be there; other keys are not read, and counted. Files may hold many gigabytes: one pass notes where each line starts, and a
 line is read again when its batch comes. Memory holds 32 bytes an example, and 16 for each of its positives.
 """
 import hashlib
@@ -17,12 +16,15 @@ from plumbing.files import BOM, OPTIONAL, parse_line, text_hash
 
 SCHEMA = {"query": str, "pos": [str], "neg": ([str], OPTIONAL), "prompt": (str, OPTIONAL),
           "type": (str, OPTIONAL)}
+NOTES = ("language", "id")            # generate.py writes these too, for people to read
 
 
 def read_example(line: bytes, default_prompt: str = "", where: str = "") -> dict:
-    """A line -> {"prompt", "query", "pos", "neg", "type"}, without blank texts. UserError says where and
-    what is wrong."""
-    row = parse_line(line, where, SCHEMA)
+    """A line -> {"prompt", "query", "pos", "neg", "type"}, without blank texts."""
+    return example_of(parse_line(line, where, SCHEMA), default_prompt, where)
+
+
+def example_of(row: dict, default_prompt: str, where: str) -> dict:
     example = {
         "prompt": default_prompt if row.get("prompt") is None else row["prompt"],
         "query": row["query"],
@@ -52,7 +54,7 @@ class Examples:
     """Examples by number, out of files of any size.
 
     files, groups [n]: the file and the task type (or file) that each example is of. fingerprint: a hash of
-    all lines. prompts: all instructions.
+    all lines. prompts: all instructions. unread: {a key that is none of a training line: in how many lines}.
     """
 
     def __init__(self, specs: list[str], default_prompt="", skip_bad_lines=False):
@@ -62,6 +64,8 @@ class Examples:
         self.prompts: set[str] = set()
         self.most_tokens = 0                             # a text has no more: its bytes, and a few of ours
         self.skipped = 0                                        # unusable lines
+        self.with_negatives = 0
+        self.unread: dict[str, int] = {}
         self.files, self.offsets, self.groups, self.keys = array("q"), array("q"), array("q"), array("q")
         self.owners, self.positives = array("q"), array("q")  # of each positive: its example's key, its hash
         digest = hashlib.blake2b(digest_size=16)
@@ -86,11 +90,15 @@ class Examples:
     def add(self, line: bytes, file: int, offset: int, where: str, skip_bad_lines: bool) -> None:
         """Note one line: where it stands, its group, and what is known of its positives."""
         try:
-            example = read_example(line.removeprefix(BOM), self.default_prompt, where)
+            row = parse_line(line.removeprefix(BOM), where, SCHEMA)
+            example = example_of(row, self.default_prompt, where)
         except UserError as error:
             check(skip_bad_lines, f"{error} (or --skip-bad-lines)")
             self.skipped += 1
             return
+        for key in row.keys() - SCHEMA.keys() - set(NOTES):
+            self.unread[key] = self.unread.get(key, 0) + 1
+        self.with_negatives += bool(example["neg"])
         self.prompts.add(example["prompt"])
         longest = max(len(text.encode()) for text in (example["query"], *example["pos"], *example["neg"]))
         self.most_tokens = max(self.most_tokens, longest + len(example["prompt"].encode()) + 20)
@@ -116,8 +124,7 @@ class Examples:
         return f"{self.paths[self.files[number]]} byte {self.offsets[number]}"
 
     def known_positives(self, number: int) -> np.ndarray:
-        """Hashes of every text that some example calls a positive of this example's instruction and
-        query."""
+        """Hashes of all that any example calls a positive of this one's instruction and query."""
         first = np.searchsorted(self.owners, self.keys[number], "left")
         last = np.searchsorted(self.owners, self.keys[number], "right")
         return self.positives[first:last]

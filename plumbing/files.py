@@ -90,8 +90,7 @@ def load_json(path: Path):
 
 
 def read_lines(path: Path):
-    """Yield (number from 1, bytes) of each line of a file, gzipped where its name ends in .gz. No BOM; blank
-    lines are left out."""
+    """Yield (number from 1, bytes) of each line that is not blank, without a BOM; .gz is unpacked."""
     path = Path(path)
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
@@ -134,8 +133,7 @@ def read_jsonl(path: Path, schema: dict = {}, log=False):
 # ---------------------------------------------------------------------------------------------- writing
 
 def replace_file(path: Path, write) -> None:
-    """Write a file whole or not at all: `write(beside)` makes it beside `path`, it goes to disk, and is
-    renamed."""
+    """Write a file whole or not at all: `write` makes it beside `path`, it is flushed and renamed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -191,8 +189,7 @@ def open_log(path: Path):
 
 
 def append(file, row: dict) -> None:
-    """Append an object in one unbuffered write: once this returns, a kill cannot lose it (a power cut
-    may)."""
+    """Append an object in one unbuffered write: then a kill cannot lose it (a power cut may)."""
     line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
     written = file.write(line)
     if written != len(line):                   # a full disk; half a line must not meet the next one

@@ -2,8 +2,7 @@
 
 It exists so that no answer is paid for twice and no budget is passed, whatever is killed and whenever:
 
-    header.json     the settings that decide the requests; a rerun with others is refused
-    tasks.jsonl     the tasks of step 1, frozen; header.json holds its hash
+    header.json, tasks.jsonl, tasks2.jsonl, ...    what decides the requests: see plumbing/pools.py
     started.jsonl   a line before each try, and a line after each refusal
     raw.jsonl       each answer as it came, with finish_reason and usage, flushed before anything reads it
     lock            held by the one process that may write
@@ -21,13 +20,11 @@ import math
 import threading
 from collections import Counter
 
-from plumbing.errors import UserError, blame, check
-from plumbing.files import (append, file_sha256, open_log, parse_line, read_json, read_jsonl, read_lines,
-                            write_json, write_jsonl)
+from plumbing.errors import UserError, blame
+from plumbing.files import append, open_log, parse_line, read_jsonl, read_lines
 
 ANSWER = {"id": (int, str), "step": str, "type": str, "params": dict, "response": str}    # for a replay
 PAID = {"model": str, "usage": dict}               # in raw.jsonl besides
-TASK = {"type": str, "task": str}
 
 
 class Stopping(Exception):
@@ -170,43 +167,6 @@ class Ledger:
             perhaps_paid = started[key] - refused[key] - answered
             for _ in range(perhaps_paid):
                 self.count_lost(most[key])
-
-    # ----------------------------------------------------------------------- what the run was begun with
-
-    def check_settings(self, settings: dict) -> dict:
-        """Note the settings of a new run; refuse others than an old run's own. Returns the header."""
-        path = self.folder / "header.json"
-        if not path.exists():
-            write_json(path, settings | {"tasks": None})
-        header = read_json(path)
-        for key, value in settings.items():
-            check(header.get(key) == value,
-                  f"{path}: the run was begun with {key} {header.get(key)}, not {value}: go back to that, "
-                  "or choose another --out")
-        return header
-
-    def frozen_tasks(self, settings: dict) -> dict | None:
-        """The tasks on which this run has settled, {type: [task, ...]}, or None before it has."""
-        header = self.check_settings(settings)
-        if not header["tasks"]:
-            return None
-        path = self.folder / "tasks.jsonl"
-        check(header["tasks"] == file_sha256(path),
-              f"{path} has changed since the run began: restore it, or choose another --out")
-        tasks = {}
-        for row in read_jsonl(path, TASK):
-            tasks.setdefault(row["type"], []).append(row["task"])
-        return tasks
-
-    def freeze_tasks(self, settings: dict, tasks: dict) -> dict:
-        """Settle on these tasks: with the settings, they decide every request of step 2."""
-        path = self.folder / "tasks.jsonl"
-        rows = []
-        for kind, tasks_of_kind in tasks.items():
-            rows += [{"type": kind, "task": task} for task in tasks_of_kind]
-        write_jsonl(path, rows)
-        write_json(self.folder / "header.json", settings | {"tasks": file_sha256(path)})
-        return tasks
 
     # ------------------------------------------------------------------------------------------ one try
 

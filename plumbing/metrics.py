@@ -2,11 +2,11 @@
 
 Every function shows an example small enough to check by hand, and tests/plumbing/test_metrics.py compares it
 with scipy, scikit-learn or pytrec_eval on random data with ties. The procedures around them (which texts,
-with which instruction) are in evaluate.py. Vectors are [n, d] float32 arrays; scores are floats from 0 to 1,
+with which instruction) are in evaluate.py, the two that are fitted in logistic.py and kmeans.py. Vectors are [n, d] float32 arrays; scores are floats from 0 to 1,
 correlations from -1 to 1, and nan where the reference's is undefined.
 """
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import islice
 
 import numpy as np
@@ -36,6 +36,8 @@ def spearman(x, y) -> float:
     >>> spearman([1, 2, 3, 4], [10, 30, 20, 40])         # 1 - 6 * (0 + 1 + 1 + 0) / (4 * 15)
     0.8
     """
+    if np.isnan(x).any() or np.isnan(y).any():
+        return math.nan
     x, y = average_ranks(x), average_ranks(y)
     x, y = x - x.mean(), y - y.mean()
     norm = math.sqrt((x @ x) * (y @ y))
@@ -99,6 +101,8 @@ def average_precision(labels, scores) -> float:
     0.8333333333333333
     """
     labels, scores = np.asarray(labels), np.asarray(scores)
+    if np.isnan(scores).any():
+        return math.nan
     order = np.argsort(-scores, kind="stable")
     labels, scores = labels[order], scores[order]
     drops = np.flatnonzero(scores[1:] != scores[:-1])
@@ -143,6 +147,15 @@ def quantize(vectors: torch.Tensor, how: str) -> torch.Tensor:
     return vectors
 
 
+def bytes_per_vector(values: int, how: str) -> int:
+    """What a store keeps of a vector: float32, int8 with one float32 scale, or bits.
+
+    >>> [bytes_per_vector(4096, how) for how in ("none", "int8", "binary")]
+    [16384, 4100, 512]
+    """
+    return {"none": 4 * values, "int8": values + 4, "binary": math.ceil(values / 8)}[how]
+
+
 # ---------------------------------------------------------------------------- retrieval and reranking
 
 def in_chunks(rows, size: int):
@@ -151,7 +164,7 @@ def in_chunks(rows, size: int):
     >>> list(in_chunks(iter("abc"), 2))
     [(0, ['a', 'b']), (2, ['c'])]
     """
-    first = 0
+    first, rows = 0, iter(rows)                          # of a list, islice would take the same rows for ever
     while chunk := list(islice(rows, size)):
         yield first, chunk
         first += len(chunk)
@@ -248,6 +261,18 @@ def reranked_average_precision(scores: list[float], positives: int) -> float:
     return ranked_average_precision(relevance, trec_ranking(dict(zip(names, scores))))
 
 
+def reciprocal_rank(relevance: dict[str, int], ranking: list[str], k: int) -> float:
+    """1 / the rank of the first relevant document; 0 if it is not among the best k.
+
+    >>> reciprocal_rank({"a": 0, "b": 1}, ["a", "b"], 10)
+    0.5
+    """
+    for rank, document in enumerate(ranking[:k], 1):
+        if relevance.get(document, 0) > 0:
+            return 1 / rank
+    return 0.0
+
+
 def recall(relevance: dict[str, int], ranking: list[str], k: int) -> float:
     """Share of the relevant documents among the best k.
 
@@ -282,120 +307,7 @@ def sample_per_label(labels: list, samples: int, experiments: int = 10) -> list[
     return drawn
 
 
-def logistic_regression(x: np.ndarray, labels: list, test: np.ndarray) -> list:
-    """Fit on x [n, d], predict the labels of test [m, d].
-
-    Minimises mean cross-entropy + |W|^2 / 2n, bias free, as scikit-learn's LogisticRegression(C=1) does, but
-    runs to the optimum, where scikit-learn stops early: on unit vectors the accuracies agree within 0.003.
-
-    >>> logistic_regression(np.array([[-1.], [1.]]), ["low", "high"], np.array([[-9.], [0.1]]))
-    ['low', 'high']
-    """
-    classes, targets = np.unique(labels, return_inverse=True)
-    targets = torch.from_numpy(targets)
-    x = torch.tensor(x, dtype=torch.float64)
-    test = torch.tensor(test, dtype=torch.float64)
-    # The best W is a combination of the training rows, so with fewer rows than dimensions the problem is
-    # solved in the rows' own coordinates: x = coordinates @ basis, which leaves |W| and x W^T as they are.
-    if x.shape[0] < x.shape[1]:
-        basis, coordinates = torch.linalg.qr(x.T)        # [d, n], [n, n]
-        x, test = coordinates.T, test @ basis
-    # An equal problem, in which the steps are as good for long vectors as for unit ones: x / s and W * s.
-    scale = x.norm(dim=1).mean().clamp_min(1e-12)
-    x, test = x / scale, test / scale
-    if len(classes) == 1:
-        return [classes[0]] * len(test)
-    # Two classes: one weight vector, scored against zero. More: one per class (softmax).
-    heads = 1 if len(classes) == 2 else len(classes)
-    weight = torch.zeros(heads, x.shape[1] + 1, dtype=x.dtype, requires_grad=True)
-
-    def logits(rows):
-        z = rows @ weight[:, :-1].T + weight[:, -1]      # [n, heads]
-        if len(classes) == 2:
-            z = F.pad(z, (1, 0))                         # a column of zeros before it
-        return z                                         # [n, classes]
-
-    def loss():
-        optimizer.zero_grad()
-        penalty = weight[:, :-1].square().sum() / (2 * len(x) * scale ** 2)
-        value = F.cross_entropy(logits(x), targets) + penalty
-        value.backward()
-        return value
-
-    optimizer = torch.optim.LBFGS([weight], max_iter=500, tolerance_grad=1e-8, tolerance_change=0,
-                                  line_search_fn="strong_wolfe")
-    optimizer.step(loss)
-    with torch.no_grad():
-        return classes[logits(test).argmax(1).numpy()].tolist()
-
-
 # ----------------------------------------------------------------------------------------- clustering
-
-def kmeans(x: np.ndarray, k: int, seed: int = 42, batch: int = 500) -> np.ndarray:
-    """Cluster numbers [n] of x [n, d], by mini-batch k-means (Sculley 2010) from k-means++ starts.
-
-    Works as scikit-learn's MiniBatchKMeans does, which mteb uses, with draws of its own; Lloyd's algorithm
-    would find slightly better clusters, and so other scores.
-
-    >>> groups = kmeans(np.array([[0.], [0.1], [5.], [5.1]]), 2)
-    >>> bool(groups[0] == groups[1] != groups[2] == groups[3])
-    True
-    """
-    draw = np.random.RandomState(seed)
-    batch = min(batch, len(x))
-    centres = first_centres(x, k, 3 * max(batch, k), draw)                 # [k, d]
-    counts = np.zeros(k)                                 # rows that each centre has drawn so far
-    smoothed, lowest, worse = None, math.inf, 0
-    for step in range(100 * len(x) // batch):
-        rows = x[draw.randint(len(x), size=batch)]
-        distance = squared_distances(rows, centres)      # [batch, k]
-        nearest = distance.argmin(1)
-        for j in np.unique(nearest):                     # a centre is the mean of all rows it ever drew
-            drawn = rows[nearest == j]
-            counts[j] += len(drawn)
-            centres[j] += (drawn.sum(0) - len(drawn) * centres[j]) / counts[j]
-        if step == 0:
-            continue
-        inertia = distance.min(1).mean()
-        share = min(1, 2 * batch / (len(x) + 1))
-        smoothed = inertia if smoothed is None else smoothed + share * (inertia - smoothed)
-        worse = 0 if smoothed < lowest else worse + 1
-        lowest = min(lowest, smoothed)
-        if worse == 10:                                  # ten steps without a better smoothed inertia
-            break
-    return squared_distances(x, centres).argmin(1)
-
-
-def first_centres(x: np.ndarray, k: int, size: int, draw: np.random.RandomState) -> np.ndarray:
-    """k-means++ on `size` rows of x [n, d] -> [k, d], float64: each new centre lies far from those before
-    it.
-
-    >>> first_centres(np.array([[0.], [0.], [9.]]), 2, 3, np.random.RandomState(0)).tolist()
-    [[0.0], [9.0]]
-    """
-    sample = x[draw.randint(len(x), size=size)] if len(x) > size else x
-    centres = sample[draw.randint(len(sample))][None].astype(np.float64)
-    distance = squared_distances(sample, centres)[:, 0]  # of each row to its nearest centre
-    for _ in range(k - 1):                               # the best of a few draws, likelier the farther off
-        chance = distance / distance.sum() if distance.any() else None
-        candidates = sample[draw.choice(len(sample), 2 + int(math.log(k)), p=chance)]
-        left = np.minimum(distance[:, None], squared_distances(sample, candidates))      # [n, candidates]
-        best = left.sum(0).argmin()
-        centres = np.vstack((centres, candidates[best]))
-        distance = left[:, best]
-    return centres
-
-
-def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """|x_i - y_j|^2: [n, d], [k, d] -> [n, k], float64.
-
-    >>> squared_distances(np.array([[0., 0.]]), np.array([[3., 4.]])).tolist()
-    [[25.0]]
-    """
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    squares = (x * x).sum(1)[:, None] - 2 * x @ y.T + (y * y).sum(1)
-    return np.maximum(squares, 0)                        # rounding may take a 0 below 0
-
 
 def v_measure(labels, groups) -> float:
     """Harmonic mean of homogeneity (a group holds one label) and completeness (a label lies in one group).
@@ -447,10 +359,10 @@ def weighted_f1(labels, predictions) -> float:
     0.5555555555555555
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
+    occurs = Counter(labels.tolist())
+    predicted = Counter(predictions.tolist())
+    hits = Counter(labels[labels == predictions].tolist())
     total = 0.0
-    for label in np.unique(labels):
-        occurs = np.sum(labels == label)
-        predicted = np.sum(predictions == label)
-        hits = np.sum((labels == label) & (predictions == label))
-        total += occurs * 2 * hits / (occurs + predicted)
+    for label in sorted(occurs):
+        total += occurs[label] * 2 * hits[label] / (occurs[label] + predicted[label])
     return float(total / len(labels))

@@ -1,5 +1,4 @@
-"""plumbing/ranks.py: several processes as one. torchrun starts them; with one process each call below does
-nothing.
+"""plumbing/ranks.py: several processes as one, started by torchrun. With one, each call does nothing.
 
 A lesson says what is summed or gathered, and no autograd passes through a collective.
 """
@@ -13,8 +12,7 @@ from plumbing.errors import check
 
 
 def start_ranks(device: str | None = None, minutes: float = 30) -> str | None:
-    """Join the other processes, if torchrun started any: one GPU each, or gloo on CPUs. Returns the device
-    to use.
+    """Join the others, if torchrun started any: one GPU each, or gloo on CPUs -> the device to use.
 
     minutes: after so long without an answer, a rank counts as lost.
     """

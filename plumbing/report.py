@@ -6,9 +6,10 @@ from array import array
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 
-from plumbing.answers import Reject, normalize
+from plumbing.answers import Reject
 from plumbing.files import text_hash
 from plumbing.ledger import estimate_tokens, tokens_of
+from plumbing.texts import normalize
 
 # Section 4.1 and figure 2. Types in thousands of examples, languages in per cent.
 PAPER = {"examples": 500_000, "distinct prompts": 150_000, "tokens": 180_000_000,
@@ -82,7 +83,8 @@ def print_report(report: dict, out) -> None:
     print(f"{'':24}{'here':>12}{'paper':>14}")
     for name in ("examples", "distinct prompts"):
         print(f"{name:24}{report[name]:>12,}{PAPER[name]:>14,}")
-    print(f"{'tokens':24}{ledger.get('tokens', 0):>12,}{PAPER['tokens']:>14,}")
+    if ledger:                                     # recorded answers have used none here
+        print(f"{'tokens':24}{ledger['tokens']:>12,}{PAPER['tokens']:>14,}")
     types = report.get("type", {})
     for name, paper in PAPER["type"].items():
         print_shares(name, types.get(name, 0), types.values(), paper, sum(PAPER["type"].values()))
@@ -92,8 +94,11 @@ def print_report(report: dict, out) -> None:
         print_shares(name, languages.get(name, 0), languages.values(), paper, 100)
     paper_others = 100 - sum(PAPER["language"].values())
     print_shares(f"{len(others)} others", sum(others.values()), languages.values(), paper_others, 100)
-    for title, name in (("distinct tasks", "tasks"), ("objects found", "found"), ("dropped", "dropped")):
-        print(f"{title}: " + listed(report.get(name, {})))
+    print("distinct tasks: " + listed(report.get("tasks", {})))
+    if "pool" in report:
+        print("tasks in the pool: " + listed(report["pool"]))
+    print("objects found: " + listed(report.get("found", {})))
+    print("dropped: " + listed(report.get("dropped", {})))
     if ledger:
         print("ledger: " + listed({name: value for name, value in ledger.items() if name != "models"}))
 

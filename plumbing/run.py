@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from plumbing.checkpoint import fill_lora, open_safetensors
 from plumbing.errors import UserError, check
+from plumbing.examples import SCHEMA
 from plumbing.files import parse_line, read_json, replace_file, write_json, write_text
 from plumbing.ranks import agree, end_ranks, print0, rank, world_size
 
@@ -139,7 +140,9 @@ class Run:
                f"products, {dtype} on {world_size()} x {self.embedder.device.type}")
         print0(f"adapter  {trained:,} parameters on {len(adapted)} projections")
         print0(f"data     {len(examples):,} examples of {len(examples.group_names)} groups, "
-               f"{examples.skipped:,} lines skipped")
+               f"{examples.with_negatives:,} with negatives, {examples.skipped:,} lines skipped")
+        for key, lines in sorted(examples.unread.items()):
+            print0(f"warning  {key!r}, in {lines:,} lines, is no key of an example ({', '.join(SCHEMA)}) and is not read")
         if self.steps < args.warmup_steps:
             print0(f"warning  {self.steps} steps are fewer than the {args.warmup_steps} of --warmup-steps: "
                    f"the rate never comes to --lr {args.lr:g}: more data or epochs, or a smaller "
@@ -198,17 +201,20 @@ class Run:
     # -------------------------------------------------------------------------------------- each step
 
     def note_signal(self, number: int) -> None:
-        """Remember a signal, for the end of the step. make, torchrun and the terminal may each send the same
-        one, so a second one at once means nothing; a second Ctrl-C after two seconds leaves without a
-        checkpoint."""
+        """Remember a signal, for the end of the step.
+
+        make, torchrun and the terminal may each send the same one, so a second one at once means nothing; a
+        second Ctrl-C after two seconds leaves without a checkpoint."""
         now = time.monotonic()
         if self.signals and number == signal.SIGINT and now - self.signals[0][1] > 2:
             sys.exit(128 + number)
         self.signals.append((number, now))
 
     def counts(self, batch, chunks: list, kept: int) -> torch.Tensor:
-        """What this rank adds to the step's COUNTS, on the CPU: real tokens, padded ones, those that went
-        forward and backward, texts that fill --max-length, and signals to stop."""
+        """What this rank adds to the step's COUNTS, on the CPU.
+
+        Real tokens, padded ones, those that went forward and backward, texts that fill --max-length, and
+        signals to stop."""
         padded = sum(chunk.tokens for chunk in chunks)
         forward = padded + sum(chunk.tokens for chunk in chunks[kept:])        # pass two embeds these again
         if self.args.activation_checkpointing:
@@ -306,8 +312,7 @@ def refusal_to_replace(folder: Path, resume: bool, changed: list[str]) -> str:
 
 
 def empty(folder: Path) -> None:
-    """Remove all that a run's folder holds, config.json last: until then the same command can be given
-    again."""
+    """Remove all that a run's folder holds, config.json last: until then the command can be repeated."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -332,8 +337,9 @@ def drop_lines_past(log: Path, step: int) -> None:
 
 
 def check_trained(decoder) -> None:
-    """What is trained is the adapter and all of it: rank * (in + out) for each projection that has one,
-    which makes 41,943,040 for Mistral-7B at rank 16."""
+    """Refuse a model that would train more or less than its adapter.
+
+    That is rank * (in + out) for each projection that has one: 41,943,040 for Mistral-7B at rank 16."""
     names = decoder.lora["target_modules"]
     adapted = [module for name, module in decoder.named_modules() if name.rsplit(".", 1)[-1] in names]
     wanted = sum(decoder.lora["r"] * sum(projection.weight.shape) for projection in adapted)

@@ -1,6 +1,7 @@
-"""plumbing/supported.py: what model and adapter folders may say. Known keys with known values pass; a key
-that is not known is refused by name, unless it is empty. A key that nobody read would be a wrong vector
-without a word.
+"""plumbing/supported.py: what model and adapter folders may say.
+
+Known keys with known values pass; a key that is not known is refused by name, unless it is empty. A key that
+nobody read would be a wrong vector without a word.
 
 Each table maps a key to the values that are computed here, or to ANY, where the value is checked elsewhere
 or changes no number.
@@ -90,8 +91,7 @@ def check_config(path: Path, raw: dict) -> None:
 
 
 def check_modules(path: Path, modules: list) -> None:
-    """Refuse an exported folder whose steps, by modules.json, are others than a decoder, pooling and a
-    norm."""
+    """Refuse an exported folder with other steps than a decoder, pooling and a norm."""
     for module in modules:
         kind = str(module.get("type") if isinstance(module, dict) else module)
         check(kind.rsplit(".", 1)[-1] in MODULES, f"{path}: a module of type {kind}: not supported here")

@@ -94,13 +94,24 @@ def percent(score: float | None) -> str:
     return "-" if score is None else f"{100 * score:.1f}"
 
 
-def print_score(name: str, metric: str, scores: dict, max_length: int) -> None:
-    """The line of a task that is done, with what its user should know."""
+def print_estimate(tasks: list[dict], bytes_per_second: float) -> None:
+    """How long these tasks may take: the size of their files over the measured rate."""
+    size = sum(path.stat().st_size for task in tasks for path in task["folder"].glob("*.jsonl"))
+    minutes = size / bytes_per_second / 60
+    print0(f"  {len(tasks)} tasks, {size / 1e6:.1f} MB, about {minutes:.1f} minutes")
+
+
+def print_score(name: str, metric: str, scores: dict, max_length: int, before=False) -> None:
+    """The line of a task that is done, with what its user should know. before: an earlier run scored it."""
     notes = [f"{scores['seconds']:.0f} s"]
+    if before:
+        notes = ["scored before"]
     if scores.get("skipped"):
         notes.append(f"{scores['skipped']} rows or queries skipped")
     if scores.get("unknown"):
         notes.append(f"{scores['unknown']} judged documents are not in the corpus")
+    if scores.get("repeated"):
+        notes.append(f"{scores['repeated']} documents stand there twice and count once")
     if scores["cut"]:
         notes.append(f"{scores['cut']} of {scores['texts']} texts cut at {max_length} tokens")
     print0(f"  {name}: {metric} {percent(scores['main_score'])} ({', '.join(notes)})")

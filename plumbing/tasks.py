@@ -4,7 +4,6 @@ evaluate.py's docstring shows the layouts. Here stand the schemas of the eight k
 readers, which name file and line of what does not fit. A corpus is never held in memory: it is read as often
 as it is needed.
 """
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,17 @@ CATEGORIES = {                        # kind -> MTEB's name for it, in the order
     "sts": "STS",
     "summarization": "Summarization",
     "bitext": "BitextMining",
+}
+
+METRICS = {                           # kind -> its headline metric, and others that task.json may name instead
+    "classification": ("accuracy",),
+    "clustering": ("v_measure",),
+    "pair-classification": ("max_ap", "cosine_ap", "dot_ap", "euclidean_ap", "manhattan_ap"),
+    "reranking": ("map",),
+    "retrieval": ("ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_1000"),
+    "sts": ("cosine_spearman",),
+    "summarization": ("cosine_spearman", "cosine_spearman_with_p_values"),
+    "bitext": ("f1", "accuracy"),
 }
 
 TASK = {
@@ -41,7 +51,8 @@ ROWS = {                              # kind -> the schema of a row
     "clustering": {"sentences": [str], "labels": ([int], [str])},
     "pair-classification": {**PAIR, "label": (int, bool)},
     "reranking": {"query": (str, [str]), "positive": [str], "negative": [str]},
-    "retrieval": {"_id": str, "text": str},                            # of the queries and of the corpus
+    # of the queries and of the corpus; a query may name documents that don't count for it, as in BRIGHT
+    "retrieval": {"_id": str, "text": str, "title": (str, OPTIONAL), "excluded_ids": ([str], OPTIONAL)},
     "sts": {**PAIR, "score": float},
     "summarization": {"human_summaries": [str], "machine_summaries": [str], "relevance": [float]},
     "bitext": PAIR,
@@ -72,6 +83,10 @@ def read_task(path: Path) -> dict:
     task = {**DEFAULTS, **given, "folder": path.parent}
     check(task["name"] and task["kind"] in CATEGORIES,
           f"{path}: needs a name and a kind, one of {', '.join(CATEGORIES)}")
+    metrics = METRICS[task["kind"]]
+    task.setdefault("metric", metrics[0])
+    check(task["metric"] in metrics,
+          f"{path}: metric {task['metric']!r}; {task['kind']} has {', '.join(metrics)}")
     for key in ("name", "prompt", "split"):
         check("\0" not in task[key], f"{path}: {key!r} holds a NUL")
     check(task["samples_per_label"] > 0, f"{path}: 'samples_per_label' must be above 0")
@@ -137,6 +152,28 @@ def read_train_and_test(task: dict) -> tuple[list[dict], list[dict]]:
     return train, test
 
 
+def read_reranking(task: dict) -> tuple[list[dict], int]:
+    """(the rows with both positive and negative texts, these together as `candidates`; how many rows have one side)."""
+    rows = read_test(task)
+    used = [row for row in rows if row["positive"] and row["negative"]]
+    check(used, f"{task['folder']}: no row has both positive and negative texts")
+    used = [{**row, "candidates": row["positive"] + row["negative"]} for row in used]
+    return used, len(rows) - len(used)
+
+
+def check_task(task: dict) -> None:
+    """Read all of a task's rows. UserError: one is not whole."""
+    if task["kind"] == "retrieval":
+        read_queries(task)
+        check_ids(task["folder"] / "corpus.jsonl")
+    elif task["kind"] == "classification":
+        read_train_and_test(task)
+    elif task["kind"] == "reranking":
+        read_reranking(task)
+    else:
+        read_test(task)
+
+
 # --------------------------------------------------------------------------------------------- retrieval
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
@@ -145,11 +182,12 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     for number, line in read_lines(path):
         try:
             query, document, grade = line.decode().split("\t")
-            grade = int(float(grade))
-        except (ValueError, OverflowError):                            # infinity is no whole number
+            grade = float(grade)
+        except ValueError:
             check(number == 1, f"{path}:{number}: needs query-id, corpus-id, score between tabs, in UTF-8")
             continue                                                   # the header
-        qrels.setdefault(query, {})[document] = grade
+        check(grade.is_integer(), f"{path}:{number}: needs a whole number as score, not {grade}")
+        qrels.setdefault(query, {})[document] = int(grade)
     check(qrels, f"{path}: no judgements")
     return qrels
 
@@ -158,31 +196,45 @@ def read_queries(task: dict) -> tuple[list[dict], dict[str, dict[str, int]]]:
     """(the queries that are judged, all judgements) of a retrieval task."""
     qrels = read_qrels(task["folder"] / "qrels" / f"{task['split']}.tsv")
     path = task["folder"] / "queries.jsonl"
-    check_ids(path)
-    queries = [row for row in read_rows(path) if row["_id"] in qrels]
+    _, repeated = check_ids(path)
+    queries = [row for row in read_distinct(path, repeated) if row["_id"] in qrels]
     check(queries, f"{path}: none is judged in qrels/{task['split']}.tsv")
     return queries, qrels
 
 
-def check_ids(path: Path) -> int:
-    """Read a corpus or queries once -> the number of rows. UserError: a row is not whole, two share an _id.
+def check_ids(path: Path) -> tuple[int, set[int]]:
+    """Read a corpus or queries once -> (number of rows, numbers of those that repeat another word by word).
 
-    Of a row stay 8 bytes, a hash of its id, so that a corpus of any size passes.
+    Of a row stay 8 bytes, a hash of its id, so that a corpus of any size passes. UserError: a row is not whole, or
+    two have one _id and different texts.
     """
     hashes = np.fromiter((text_hash(row["_id"]) for row in read_rows(path, ROWS["retrieval"])), np.int64)
     hashes.sort()
     twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-    if twice:                                              # equal ids, or different ids with equal hashes
-        suspects = Counter(row["_id"] for row in read_rows(path) if text_hash(row["_id"]) in twice)
-        name, times = suspects.most_common(1)[0]
-        check(times == 1, f"{path}: two rows have the _id {name!r}: remove or rename one")
-    return len(hashes)
+    first, repeated = {}, set()                            # first: id -> the text that it had first
+    if not twice:
+        return len(hashes), repeated
+    for number, row in enumerate(read_rows(path)):
+        if text_hash(row["_id"]) in twice:                 # equal ids, or different ids with equal hashes
+            text = document_text(row)
+            if row["_id"] in first:
+                repeated.add(number)
+            check(first.setdefault(row["_id"], text) == text,
+                  f"{path}: two rows have the _id {row['_id']!r} and different texts: remove or rename one")
+    return len(hashes), repeated
 
 
-def look_up_ids(path: Path, numbers: set[int], judged: set[str]) -> tuple[dict[int, str], set[str]]:
-    """Read a corpus once more -> (the ids of these row numbers, the judged ids that no row has)."""
+def read_distinct(path: Path, repeated: set[int]):
+    """Yield the rows of a corpus or of queries but those whose numbers are in `repeated`."""
+    for number, row in enumerate(read_rows(path)):
+        if number not in repeated:
+            yield row
+
+
+def look_up_ids(path: Path, repeated: set[int], numbers: set[int], judged: set[str]):
+    """Read a corpus once more -> ({row number: id} of these distinct rows, the judged ids that no row has)."""
     ids, unknown = {}, set(judged)
-    for i, row in enumerate(read_rows(path)):
+    for i, row in enumerate(read_distinct(path, repeated)):
         unknown.discard(row["_id"])
         if i in numbers:
             ids[i] = row["_id"]

@@ -11,7 +11,7 @@ import evaluate
 from model import Embedder
 from plumbing import metrics
 from plumbing.errors import UserError
-from plumbing.tasks import CATEGORIES
+from plumbing.tasks import CATEGORIES, read_rows
 from scripts import complaint
 from scoring import MINI, ROOT, Drawn, HashEmbedder, Recorder, encoder, mini_task, run, write_task
 
@@ -125,6 +125,16 @@ def test_retrieval(tmp_path, capsys):
     assert "1 judged documents are not in the corpus" in capsys.readouterr().out
 
 
+def test_documents_that_a_query_excludes_and_those_that_stand_twice(tmp_path):
+    """d2 answers. d1 has the query's words: it comes first, unless the query says that it was made from it."""
+    files = dict(corpus=[{"_id": "d1", "text": "red apple"}, {"_id": "d2", "text": "red sea"}] * 2,
+                 queries=[{"_id": "q", "text": "red apple"}], qrels="q\td2\t1\n")
+    scores = details(tmp_path, {"kind": "retrieval"}, **files)
+    assert scores["mrr_at_10"] == scores["map_at_1000"] == 0.5 and scores["repeated"] == 2
+    files["queries"][0]["excluded_ids"] = ["d1", "N/A"]
+    assert details(tmp_path, {"kind": "retrieval"}, **files)["main_score"] == 1
+
+
 def test_identical_ids_are_dropped_where_the_task_says_so(tmp_path):
     files = dict(corpus=[{"_id": "q", "text": "red apple"}, {"_id": "d", "text": "red sea"}],
                  queries=[{"_id": "q", "text": "red apple"}], qrels="q\td\t1\n")
@@ -222,8 +232,10 @@ def test_parts_of_a_task_count_once(tmp_path):
      [{"human_summaries": ["a"], "machine_summaries": ["b", "c"], "relevance": [1, 2]}] * 2),
     ("clustering", "v_measures", "clustering has v_measure", [{"sentences": ["a"], "labels": [1]}])])
 def test_a_metric_that_the_kind_does_not_have_is_refused(kind, metric, known, rows, tmp_path):
+    embedder = HashEmbedder()
     with pytest.raises(UserError, match=f"T/task.json: metric '{metric}'; {known}$"):
-        details(tmp_path, {"kind": kind, "metric": metric}, test=rows)
+        details(tmp_path, {"kind": kind, "metric": metric}, embedder, test=rows)
+    assert embedder.calls == 0                                            # it shows before anything is embedded
 
 
 def test_a_metric_of_the_tasks_own_choice_is_the_main_score(tmp_path):
@@ -236,12 +248,6 @@ def test_empty_and_endless_texts_are_scored(tmp_path):
     rows = [{"sentence1": "", "sentence2": "word " * 50_000, "score": i} for i in range(3)]
     rows += [{"sentence1": "a", "sentence2": "a", "score": 9}]
     assert details(tmp_path, {"kind": "sts"}, test=rows)["main_score"] > 0
-
-
-def test_nan_vectors_are_refused(tmp_path):
-    with pytest.raises(UserError, match="T: the model yields infinities or NaN"):
-        embedder = Drawn({**COMPASS, "north": [math.nan, 1]})
-        details(tmp_path, {"kind": "sts"}, embedder, test=pairs("score", [1, 2, 3]))
 
 
 # --------------------------------------------------------------------------------------------- the command
@@ -273,8 +279,8 @@ def test_flags_reach_the_model_and_the_search(tmp_path, monkeypatch):
 def test_the_second_rank_embeds_its_half_of_a_corpus_that_is_smaller_than_a_chunk():
     task, scorer = mini_task("retrieval"), encoder()
     scorer.rank, scorer.world = 1, 2
-    corpus = task["folder"] / "corpus.jsonl"
-    size = sum(1 for _ in open(corpus))
+    corpus = list(read_rows(task["folder"] / "corpus.jsonl"))
+    size = len(corpus)
     [(first, vectors)] = evaluate.embed_corpus(task, scorer, corpus, size)
     assert first == len(vectors) == size // 2
 
@@ -294,6 +300,54 @@ def test_the_estimate_is_the_size_of_the_files(tmp_path, capsys):
     (["--benchmark", "eng-v1"], "--tasks: none of the 8 tasks found is one of eng-v1's")])
 def test_flags_that_cannot_be_followed_get_one_line(flags, message, capsys):
     assert message in complaint(capsys, evaluate.main, "no/such/model", "--tasks", MINI, *flags)
+
+
+def two_tasks(folder) -> None:
+    write_task(folder / "A", {"kind": "sts"}, test=pairs("score", [5, 1, 2]))
+    write_task(folder / "B", {"kind": "bitext"}, test=[{"sentence1": "a", "sentence2": "b"}])
+
+
+def test_a_bad_row_of_the_last_task_shows_before_anything_is_embedded(tmp_path, capsys):
+    two_tasks(tmp_path)
+    with open(tmp_path / "B" / "test.jsonl", "a") as file:
+        file.write('{"sentence1": "a"}\n')
+    assert "B/test.jsonl:2: 'sentence2' is missing" in complaint(
+        capsys, evaluate.main, tmp_path, "--tasks", tmp_path)
+
+
+def test_a_run_that_was_killed_goes_on_after_the_last_task_that_was_done(tmp_path, monkeypatch, capsys):
+    class Killed(Exception):
+        pass
+
+    def killed(task, encoder):
+        raise Killed
+
+    def scored(*flags):
+        """The names of the tasks that a run scores anew."""
+        evaluate.main([str(tmp_path), "--tasks", str(tmp_path), "--out", str(out), *flags])
+        lines = capsys.readouterr().out.splitlines()
+        return [line.split(":")[0].strip() for line in lines if line.startswith("  ") and " s" in line
+                and "before" not in line and "tasks," not in line]
+
+    two_tasks(tmp_path)
+    out = tmp_path / "out" / "scores.json"
+    monkeypatch.setattr(Embedder, "load", lambda path, **flags: HashEmbedder())
+    with monkeypatch.context() as patch:
+        patch.setitem(evaluate.KINDS, "bitext", killed)
+        with pytest.raises(Killed):
+            scored()
+    capsys.readouterr()
+    assert not out.exists() and scored() == ["B"]
+    whole = json.loads(out.read_text())
+    assert scored() == [] and json.loads(out.read_text()) == whole
+    # never a stale score: other settings, another task, another row
+    assert scored("--normalize", "never") == scored("--dim", "8") == scored("--instruct", "none") == ["A", "B"]
+    monkeypatch.setattr(Embedder, "load", lambda path, **flags: HashEmbedder(48))
+    assert scored() == ["A", "B"] and scored() == []
+    write_task(tmp_path / "A", {"kind": "sts"}, test=pairs("score", [5, 1, 3]))
+    assert scored() == ["A"]
+    write_task(tmp_path / "B", {"kind": "bitext", "metric": "accuracy"})
+    assert scored() == ["B"]
 
 
 def test_a_model_that_is_not_there_is_missed_before_any_is_scored(tmp_path, capsys):

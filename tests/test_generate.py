@@ -6,6 +6,7 @@ What lies below it (retries, books, the repair of JSON) is in tests/plumbing/. A
 import collections
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -17,10 +18,11 @@ import pytest
 import requests
 
 import generate
-from answers import POOLS, PROMPTS, RECORDED, ROOT, raw_ids, recorded, reject_reason, row_of, rows_of
+from answers import GENERATIONS, POOLS, PROMPTS, RECORDED, ROOT, raw_ids, recorded, reject_reason, row_of, rows_of
 from fault_server import KEY, FaultServer
 from plumbing.answers import Reject
 from plumbing.errors import UserError
+from plumbing.pools import read_generations
 
 TYPES = list(PROMPTS["task_types"])
 ASYMMETRIC = ["short-long", "long-short", "long-long", "short-short"]
@@ -39,12 +41,12 @@ def test_the_table_of_the_six_types_says_what_the_prompts_say():
 
 def test_templates_render_the_recorded_prompts():
     for row in recorded():
-        assert generate.render(PROMPTS, **row) == row["messages"][0]["content"]
+        assert generate.render(PROMPTS, row) == row["messages"][0]["content"]
 
 
 def test_shares_languages_and_values_follow_the_data():
     n = 20_000
-    drawn = [generate.request_at(i, 0, PROMPTS, POOLS, {"a": 3, "b": 1}) for i in range(n)]
+    drawn = [generate.request_at(i, 0, PROMPTS, GENERATIONS, {"a": 3, "b": 1}) for i in range(n)]
     types = collections.Counter(request["type"] for request in drawn)
     for kind, task_type in PROMPTS["task_types"].items():
         assert types[kind] / n == pytest.approx(task_type["weight"], abs=0.015)
@@ -72,7 +74,7 @@ def test_shares_languages_and_values_follow_the_data():
 
 def test_request_i_depends_on_seed_and_i_alone_and_stays_as_it_is():
     def ask(i, seed=0):
-        return generate.request_at(i, seed, PROMPTS, POOLS, {"a": 3, "b": 1})
+        return generate.request_at(i, seed, PROMPTS, GENERATIONS, {"a": 3, "b": 1})
 
     assert [ask(i) for i in (5, 3, 5)] == [ask(5), ask(3), ask(5)]
     assert ask(5) != ask(5, seed=1)
@@ -116,6 +118,15 @@ def test_a_pool_by_hand(answers, size, patience, number, complete):
     pool, whether = generate.pool_of(answers, size, patience)
     assert (len(pool), whether) == (number, complete)
     assert pool == [json.loads(answer)[0] for answer in (A, B, C, D)[:number]]
+
+
+def test_a_pool_grows_behind_its_frozen_tasks():
+    word, name, day = [json.loads(answer)[0] for answer in (A, B, C)]
+    other = "Given a frozen task, keep it."
+    assert generate.pool_of([A, B, C], 3, 2, [word, other]) == ([word, other, name], True)
+    assert generate.pool_of([A, B], 4, 1, [word, name]) == ([word, name], False)   # neither answer was in vain
+    assert generate.pool_of([A, A, C], 4, 1, [word, other]) == ([word, other], True)
+    assert generate.pool_of([], 1, 1, [word, other]) == ([word, other], True)      # and never shrinks
 
 
 def test_each_type_gets_its_share_of_the_tasks():
@@ -164,13 +175,56 @@ def test_a_run_asks_each_index_once_and_extends(live):
     rows = {row["id"]: row for row in rows_of(live.folder)}
     assert sorted(raw_ids(live.folder)) == list(range(70))
     assert {key: rows[key] for key in first} == first
-    pools = collections.defaultdict(list)
-    for row in rows_of(live.folder, "tasks"):
-        pools[row["type"]].append(row["task"])
+    generations = read_generations(live.folder)
     for i in range(70):                            # what was sent is what the settings say, and nothing else
-        request = generate.request_at(i, 0, PROMPTS, pools, {"m": 1.0})
+        request = generate.request_at(i, 0, PROMPTS, generations, {"m": 1.0})
         assert {key: rows[i][key] for key in request} == request
-        assert generate.render(PROMPTS, **request) in server.answered
+        assert generate.render(PROMPTS, request) in server.answered
+
+
+def test_more_requests_draw_from_more_tasks_and_the_first_stay_what_they_were(live, capsys):
+    server = FaultServer()
+    assert live(server, "--tasks", "20", n=40) == 0
+    first = {row["id"]: row for row in rows_of(live.folder)}
+    asked = server.requests
+    assert live(server, "--tasks", "210", n=40) == 0 and server.requests == asked
+    assert "20 tasks serve these requests, as the run has settled; not 210" in capsys.readouterr().out
+
+    assert live(server, "--tasks", "210", n=400) == 0
+    rows = {row["id"]: row for row in rows_of(live.folder)}
+    assert {key: rows[key] for key in first} == first and sorted(raw_ids(live.folder)) == list(range(400))
+    (end_1, small), (end_2, large) = read_generations(live.folder)
+    assert (end_1, end_2) == (40, 400)
+    for kind in ASYMMETRIC:
+        assert large[kind][:len(small[kind])] == small[kind]               # a pool grows at its end
+        of_kind = [rows[i] for i in range(40) if rows[i]["type"] == kind]
+        assert all(row["params"]["task"] in small[kind] for row in of_kind)
+    used = {row["params"].get("task") for row in rows.values() if row["step"] == "generate"}
+    assert len(used) > 60
+    pool = {kind: len(tasks) for kind, tasks in large.items()}
+    assert sum(pool.values()) == 210
+    assert json.loads((live.folder / "report.json").read_text())["pool"] == pool
+    assert "tasks in the pool: short-long 110" in capsys.readouterr().out
+
+    asked = server.requests
+    (live.folder / "raw.jsonl").write_text("")     # both ends, and what lies between, are asked the same again
+    (live.folder / "started.jsonl").write_text("")
+    assert live(server, "--tasks", "210", n=400) == 0 and server.requests == asked + 400
+    again = {row["id"]: row["params"] for row in rows_of(live.folder)}
+    assert again == {key: rows[key]["params"] for key in again}
+
+
+def test_a_run_of_an_earlier_version_keeps_its_one_generation(live, capsys):
+    server = FaultServer()
+    assert live(server, n=20) == 0
+    header = json.loads((live.folder / "header.json").read_text())
+    header["tasks"] = header["tasks"][0]["sha256"]         # how it was written before there were generations
+    (live.folder / "header.json").write_text(json.dumps(header))
+    asked = server.requests
+    assert live(server, "--tasks", "300", n=50) == 0 and server.requests == asked + 30
+    (end, pools), = read_generations(live.folder)
+    assert end == math.inf and sum(map(len, pools.values())) == 60
+    assert "60 tasks serve these requests" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------- the request on the wire
@@ -299,6 +353,8 @@ FILES = {"broken.jsonl": json.dumps(ROW).encode() + b"\n{torn\n",
 
 @pytest.mark.parametrize("flags, words", [
     ([], "--model"),
+    (["--dry-run", "--report"], "--model"),
+    (["--dry-run", "--replay", RECORDED], "--model"),
     (["--replay", "missing.jsonl"], "missing.jsonl"),
     (["--replay", "broken.jsonl"], "broken.jsonl:2"),
     (["--replay", "foreign.jsonl"], "foreign.jsonl:1"),

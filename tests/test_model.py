@@ -185,8 +185,11 @@ def test_what_is_no_text_is_named(short):
             short.tokenize(texts, prompt)
     with pytest.raises(UserError, match=r"text 0: .*prompt '\\udcff'$"):
         short.tokenize(["x" * 1000], "\udcff")
-    with pytest.raises(TypeError, match="a list of texts"):
-        short.encode("one text")
+    for texts in ("one text", None, 7):
+        with pytest.raises(TypeError, match="a list of texts"):
+            short.encode(texts)
+    with pytest.raises(TypeError, match="prompt: one string"):
+        short.encode(["one text"], 7)
 
 
 def test_without_bos_and_with_a_list_of_eos(tmp_path, mistral_files, sentencepiece):
@@ -259,6 +262,8 @@ def test_encode_options(embedder):
     by_hand = embedder.encode([f"Instruct: {p}\nQuery: {t}" if p else t for p, t in zip(prompts, TEXTS)])
     assert embedder.encode(TEXTS, prompt=prompts).equal(by_hand)
     assert embedder.encode(TEXTS, prompt="Task 0")[0].equal(by_hand[0])
+    assert embedder.encode((text for text in TEXTS), prompt=None).equal(vectors)
+    assert embedder.encode(iter(TEXTS), prompt=(p or None for p in prompts)).equal(by_hand)
     for dim in (0, 65):
         with pytest.raises(UserError, match="dim"):
             embedder.encode(TEXTS, dim=dim)
@@ -336,6 +341,10 @@ def test_compiled_blocks_do_not_fall_back_to_eager(folder, embedder, monkeypatch
                     ids = random_ids(rows, length, 32000).tolist()
                     with torch.set_grad_enabled(train):        # the fresh adapter changes nothing
                         assert relative(ours.embed(ids), embedder.embed(ids)) <= TOLERANCE
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        for length in (31, 37, 45):                            # two windows, as 30 has: no graph for each length
+            ours.embed(random_ids(3, length, 32000).tolist())
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
 # -------------------------------------------------------------------------------------------------- LoRA

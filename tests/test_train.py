@@ -12,8 +12,11 @@ from safetensors.torch import load_file
 from transformers import get_linear_schedule_with_warmup
 
 import train
-from model import Embedder
+from model import Embedder, load_decoder
+from one_device import OneDevice
+from plumbing.checkpoint import load_tokenizer
 from plumbing.examples import Examples
+from plumbing.run import Run
 from runs import ROOT, options, read_log, record, run_train, write_lines
 
 
@@ -327,6 +330,49 @@ def test_schedule_is_the_usual_linear_one(warmup, base, tmp_path, steps=12):
             assert train.learning_rate(step, steps, args) == pytest.approx(args.lr * (step + 1) / warmup)
         optimizer.step()
         schedule.step()
+
+
+@pytest.fixture
+def meta_run(base, data, tmp_path, monkeypatch):
+    """A run on `meta`, which stands for a GPU, and its first batch. tolist() gives ones, and counts."""
+    args = options(base, data, tmp_path / "run", "--tokens-per-chunk", 32, "--keep-tokens", 64)
+    decoder = load_decoder(base, torch.device("meta"), torch.float32)
+    decoder.add_lora(4, 8, 0.1)
+    decoder.train()
+    embedder = Embedder(decoder, load_tokenizer(base, 32000), max_length=32)
+    monkeypatch.setattr(sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: ["meta"])
+    optimizer = torch.optim.AdamW(decoder.lora_parameters().values(), lr=args.lr, fused=True)
+    examples = Examples([str(data)])
+    run = Run(args, embedder, optimizer, examples, 1)
+    run.step, run.waits = 1, 0
+
+    def tolist(tensor):
+        run.waits += 1
+        return [1.0] * tensor.numel()
+
+    batch = train.prepare(examples, np.arange(3), embedder.tokenize, args, step=0)
+    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
+    return run, batch
+
+
+def test_a_step_stays_on_its_device_and_waits_for_it_once(meta_run):
+    run, batch = meta_run
+    with OneDevice():
+        line = train.training_step(run, batch, 0.0)
+    assert run.waits == 1 and {"loss", "grad_norm", "tokens", "lr"} <= line.keys()
+    assert all(state["exp_avg"].device.type == "meta" for state in run.optimizer.state.values())
+
+
+@pytest.mark.parametrize("name, changed", [
+    ("spread", lambda vectors: torch.tensor(vectors.mean().item())),                           # waits
+    ("to_device", lambda tensor, device: tensor),                                              # stays on the CPU
+    ("chunks_to_keep", lambda chunks, tokens: int(chunks[0].indices.max())),                   # waits
+])
+def test_what_waits_or_strays_is_seen(meta_run, monkeypatch, name, changed):
+    run, batch = meta_run
+    monkeypatch.setattr(train, name, changed)
+    with pytest.raises((RuntimeError, NotImplementedError, AssertionError), match="meta"), OneDevice():
+        train.training_step(run, batch, 0.0)
 
 
 def test_a_run_moves_lora_and_reloads(base, data, tmp_path):

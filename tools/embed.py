@@ -5,11 +5,13 @@
     python tools/embed.py search runs/demo --docs documents.txt "how to brew tea"
 
 Texts stream through: neither the file nor its vectors need to fit in memory (a search keeps the best of what
-it has seen). A GPU is used where there is one.
+it has seen). A GPU is used where there is one. To serve: another program's pipe, with --at-once 1, or any
+server of sentence-transformers, vLLM or TEI on the folder that `python -m tools.models.export` writes.
 """
 import json
 import signal
 import sys
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -19,8 +21,10 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # run by path, it looks in tools/ alone
 
 from model import Embedder
+from plumbing.checkpoint import POOLINGS
 from plumbing.errors import Parser, UserError, check, command, positive
 from plumbing.files import replace_file
+from plumbing.progress import EVERY
 
 QUERY_PROMPT = "Given a web search query, retrieve relevant passages that answer the query"
 
@@ -35,10 +39,17 @@ def read_lines(file):
 
 
 def encoded(embedder: Embedder, texts, prompt: str, at_once: int, dim: int | None = None):
-    """Yield (texts, vectors [n, D]) for the next `at_once` texts, again and again."""
+    """Yield (texts, vectors [n, D]) for the next `at_once` texts, again and again; say on stderr how many."""
     texts = iter(texts)
+    done, start = 0, time.monotonic()
+    said = start
     while batch := list(islice(texts, at_once)):
         yield batch, embedder.encode(batch, prompt, dim=dim)
+        done += len(batch)
+        now = time.monotonic()
+        if now - said > EVERY:
+            said = now
+            print(f"  {done:,} texts, {now - start:.0f} s", file=sys.stderr, flush=True)
 
 
 def write_npy(path: Path, batches, width: int) -> int:
@@ -105,8 +116,9 @@ def main(argv=None):
     for sub in (encode_parser, search_parser):
         sub.add_argument("model", help="a run, a Hugging Face folder or an exported one")
         sub.add_argument("--prompt", help="the instruction (encode: none unless given; search: web search)")
-        sub.add_argument("--max-length", type=positive(int), default=512,
-                         help="tokens a text, BOS and EOS included")
+        sub.add_argument("--max-length", type=positive(int),
+                         help="tokens a text, BOS and EOS included (default: as an exported folder says, else 512)")
+        sub.add_argument("--pooling", choices=POOLINGS, help="default: as the run or the export says, else last")
         sub.add_argument("--dim", type=int, help="keep the first so many values (Matryoshka)")
         sub.add_argument("--dtype", help="float32, bfloat16, float16 (default: float32 on a CPU)")
         sub.add_argument("--device", help="default: cuda where there is one")
@@ -119,7 +131,7 @@ def main(argv=None):
     check(not out or out.suffix == ".npy",
           f"--out {out}: a name that ends in .npy, or leave it out for JSON lines")
     embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype,
-                             max_length=args.max_length)
+                             max_length=args.max_length, pooling=args.pooling)
     embedder.compile(args.compile)
     {"encode": encode, "search": search}[args.verb](args, embedder)
 

@@ -8,6 +8,7 @@ Each command is printed as you could type it, and run unless its output is up to
 the same command has ended well on the same files before; a stamp near the output remembers both.
 """
 import itertools
+import math
 import os
 import re
 import shlex
@@ -16,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from plumbing.errors import Parser, UserError, check, command, positive
+from plumbing.errors import Parser, UserError, at_least_0, check, command, positive
 from plumbing.files import read_json, read_lines, write_text
 
 DEFAULTS = {
@@ -262,35 +263,58 @@ def recipe(typed: Variables, data: list[str]) -> list[str]:
     dtype = number_format(typed)
     steps = 70 if dtype == "float32" else 140              # in the same time
     flags = DEMO.format(steps=steps, dtype=dtype).split() + added
+    planned = planned_steps(flags, data[1::2], most=200)
+    demo = data == ["--data", SYNTHETIC]
     warmup = 20
-    if data != ["--data", SYNTHETIC]:                      # fewer examples, fewer steps: a tenth is warm-up
-        warmup = min(20, planned_steps(flags, data[1::2]) // 10)
-    elif run_folder(typed) == Path("runs/demo"):           # anew, if other flags or data made the one there
+    if not demo or planned < warmup:                       # fewer examples, fewer steps: a tenth is warm-up
+        warmup = min(warmup, planned // 10)
+    if demo and run_folder(typed) == Path("runs/demo"):    # anew, if other flags or data made the one there
         flags.append("--overwrite")
     return ["--warmup-steps", str(warmup), *flags]
 
 
-def planned_steps(flags: list[str], files: list[str]) -> int:
-    """How many steps train.py will take with these flags, about."""
+def plan_of(flags: list[str]):
+    """Those of train.py's flags that make the plan, with its defaults."""
     parser = Parser(add_help=False, allow_abbrev=False)
-    for name in ("--batch-size", "--epochs", "--max-steps"):
-        parser.add_argument(name, type=positive(int))
-    args, _ = parser.parse_known_args(flags)
-    enough = args.max_steps * args.batch_size              # lines; more need not be counted
+    parser.add_argument("--batch-size", type=positive(int), default=2048)
+    parser.add_argument("--epochs", type=positive(int), default=1)
+    parser.add_argument("--max-steps", type=positive(int), default=sys.maxsize)
+    parser.add_argument("--warmup-steps", type=at_least_0(int), default=100)
+    return parser.parse_known_args(flags)[0]
+
+
+def planned_steps(flags: list[str], files: list[str], most: int) -> int:
+    """How many steps train.py will take with these flags, about; `most` where it is as many or more."""
+    plan = plan_of(flags)
+    most = min(most, plan.max_steps)
+    enough = most * plan.batch_size                        # lines; more need not be counted
     lines = 0
     for path in map(path_of, files):
         if path.exists():
             lines += sum(1 for _ in itertools.islice(read_lines(path), enough))
         else:                                              # in a dry run
             lines += enough
-    return min(args.max_steps, args.epochs * lines // args.batch_size)
+    return min(most, plan.epochs * math.ceil(lines / plan.batch_size))
+
+
+def check_warmup(flags: list[str], files: list[str]) -> None:
+    """Refuse a run that would end in its warm-up, before a base of 14 GB is fetched for it."""
+    plan = plan_of(flags)
+    steps = planned_steps(flags, files, plan.warmup_steps)
+    check(steps >= plan.warmup_steps,
+          f"{' '.join(files)}: enough for {steps} of the {plan.warmup_steps} warm-up steps at {plan.batch_size:,} queries "
+          "a step, so that the rate would stay near 0: more data (DATA, LLM with N, PUBLIC), or smaller steps, such as "
+          'TRAIN_FLAGS="--batch-size 32 --warmup-steps 5"')
 
 
 def train(typed: Variables) -> None:
-    folder, model, data = run_folder(typed), get_base(typed), get_data(typed)
+    folder, data = run_folder(typed), get_data(typed)
     files = data[1::2]                                     # without each one's --data
+    flags = recipe(typed, data)
+    check_warmup(flags, files)
+    model = get_base(typed)
     # --resume goes on with a run that was stopped, and refuses one that other flags or data have made.
-    arguments = ["train.py", "--base", model, *data, "--out", folder, "--resume", *recipe(typed, data)]
+    arguments = ["train.py", "--base", model, *data, "--out", folder, "--resume", *flags]
     title = f"train: {model} on {' '.join(files)} -> {folder}"
     if typed["PRESET"] == "demo":
         title += ": about 10 minutes on 2 cores"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import generate
 from answers import PROMPTS, SMOLLM2, reject_reason, row_of
-from plumbing.answers import Reject, contains_label, parse_object, parse_tasks, wrong_script
+from plumbing.answers import THOUGHTS, Reject, parse_object, parse_tasks
 
 EXAMPLES = int(os.environ.get("PARSER_EXAMPLES", "300"))       # of each property; the slow tests raise it
 ABC = {"S1": "one", "S2": "two", "S3": "three"}
@@ -30,7 +30,7 @@ KEYS = list(ABC)
      "clean"),
     ('{"S1": "one", "S2": "two", "S3": "three",}', "repaired"),
     ("{'S1': 'one', 'S2': 'two', 'S3': 'three'}", "repaired"),
-    ('{"S1": "one", "S2": "two", "S3": "three"} {"S1": "4", "S2": "5", "S3": "6"}', "doubled"),
+    ('{"S1": "4", "S2": "5", "S3": "6"} {"S1": "one", "S2": "two", "S3": "three"}', "doubled"),
     ('{"S1": "one", "S2": "two", "S3": "three"}\n{"S1": "fo', "doubled"),
     ('[{"S1": "one", "S2": "two", "S3": "three"}]', "in prose"),
     ('{"example": {"S1": "one", "S2": "two", "S3": "three"}}', "clean"),
@@ -38,6 +38,43 @@ KEYS = list(ABC)
 ])
 def test_objects_that_are_read(text, how):
     assert parse_object(text, KEYS) == (ABC, how)
+
+
+DRAFT = '{"S1": "x", "S2": "y", "S3": "z"}'
+FINAL = json.dumps(ABC)
+
+
+@pytest.mark.parametrize("opening, closing", THOUGHTS)
+def test_a_draft_between_the_marks_of_a_thought_is_never_the_answer(opening, closing):
+    thought = f'{opening} ["Given a draft, think of it."] First try: {DRAFT} {closing}'
+    assert parse_object(thought + FINAL, KEYS)[0] == ABC
+    assert parse_tasks(thought + '["Given a, find b."]') == ["Given a, find b."]
+    for begun in ("", '{"S1": "on'):               # the draft alone is no answer, nor with a torn one
+        with pytest.raises(Reject):
+            parse_object(thought + begun, KEYS, "length")
+    assert parse_tasks(opening + ' "Given a draft, think of it."') == []       # a thought without an end
+
+
+@pytest.mark.parametrize("text", [
+    f"Draft: {DRAFT}\nFinal answer: {FINAL}",
+    f"{DRAFT}\nThat repeats itself. Better:\n```json\n{FINAL}\n```",
+    f"<|channel|>analysis<|message|>Maybe {DRAFT}?<|end|><|start|>assistant<|channel|>final<|message|>{FINAL}",
+    f"analysisMaybe {DRAFT}?assistantfinal{FINAL}",                # the same, its marks stripped
+    f"Let me think: {DRAFT}</reasoning>{FINAL}",                   # the opening mark swallowed
+    f"<think>a</think><thinking>{DRAFT}</thinking>{FINAL}",
+])
+def test_the_last_object_is_the_answer(text):
+    assert parse_object(text, KEYS)[0] == ABC
+
+
+def test_a_draft_before_a_torn_answer_is_no_answer():
+    with pytest.raises(Reject, match="^truncated$"):
+        parse_object(f'Draft: {DRAFT}\nFinal answer: {{"S1": "one", "S2": "tw', KEYS, "length")
+
+
+def test_an_object_inside_a_text_is_text():
+    value = ABC | {"S3": FINAL}
+    assert parse_object(json.dumps(value), KEYS)[0] == value
 
 
 def test_repairs_keep_the_text():
@@ -55,7 +92,8 @@ def test_repairs_keep_the_text():
     ('{"S1": "one", "S2": "tw', "length", "truncated"),
     ('{"S1": "one", "S2": "tw', None, "truncated"),
     ('{"S1": "one", "S2": "two", "S3": "three"}', "content_filter", "content filter"),
-    ("I can't help with that.", "stop", "no JSON object"),
+    ("I can't help with that.", "stop", "refusal"),
+    ("Which text do you mean?", "stop", "no JSON object"),
     ("{S1: one}", "stop", "broken JSON"),
     ('{"S1": "one", "S2": "two"}', "stop", "missing keys"),
     ('{"s1": "one", "s2": "two", "s3": "three"}', "stop", "missing keys"),
@@ -85,6 +123,29 @@ def test_answers_are_rejected_for_a_reason(text, finish_reason, reason):
 def test_task_lists(text, number):
     tasks = parse_tasks(text)
     assert len(tasks) == number and all(task.startswith("Given") for task in tasks)
+
+
+TEA = ['Given the word "tea", find recipes.', "Given c, find d."]
+PAIR = ['Given "salt", "tea" or "oil", find its origin.', "Given c, find d."]
+
+
+@pytest.mark.parametrize("text, tasks", [
+    ('["Given the word "tea", find recipes.", "Given c, find d."]', TEA),
+    ('["Given the word "tea", find recipes.",\n"Given c, find d.",\n]', TEA),
+    ('["Given the word "tea", find recipes.", "Given c, find d.", "Given e, fi', TEA),
+    ("['Given the word \"tea\", find recipes.', 'Given c, find d.']", TEA),
+    ('["Given "salt", "tea" or "oil", find its origin.", "Given c, find d."]', PAIR),
+    ('["Given c, find d.", "Given "salt", "te', PAIR[1:]),                         # torn inside
+    ('They want "tasks for text search", I think.\n["Given c, find d."]', PAIR[1:]),
+    ('They want "tasks for text search", I think.', []),
+    ('As in [1], ["Given c, find d."]', PAIR[1:]),
+    ('["Given a draft, find more."] Shorter: ["Given c, find d."]', PAIR[1:]),
+    ('[{"task": "Given c, find d."}]', PAIR[1:]),
+    ('{"tasks": [{"id": 1, "task": "Given c, find d.", "labels": ["positive words", "negative words"]}]}',
+     PAIR[1:]),
+])
+def test_tasks_are_whole_and_from_the_last_list(text, tasks):
+    assert parse_tasks(text) == tasks
 
 
 # -------------------------------------------------------------------------------------------- any objects
@@ -159,9 +220,9 @@ def test_hostile_answers_take_bounded_time(text):
 
 # ------------------------------------------------------------------------------- a small LLM's real answers
 
-HOW = {"in prose": 2, "repaired": 1, "doubled": 1}
+HOW = {"in prose": 2, "doubled": 1}
 REASONS = {"truncated": 74, "missing keys": 45, "no JSON object": 29, "extra keys": 15, "broken JSON": 10,
-           "copy between fields": 10, "not a string": 7, "label in input": 3, "copy of the prompt": 2,
+           "copy between fields": 11, "not a string": 7, "label in input": 3, "copy of the prompt": 2,
            "wrong script": 1}
 
 
@@ -185,36 +246,4 @@ def test_raw_answers_of_a_small_llm():
             assert all([made["query"], *made["pos"], *made["neg"]])
         except Reject as reason:
             reasons[str(reason)] += 1
-    assert (hows, reasons, brainstormed) == (HOW, REASONS, 35)
-
-
-# -------------------------------------------------------------------------------- scripts and labels
-
-@pytest.mark.parametrize("language, text, wrong", [
-    ("Japanese", "これは日本語で書かれた十分に長い文章です。", False),
-    ("Japanese", "这是一个用中文写的足够长的句子而不是日语的句子。", True),
-    ("Chinese", "这是一个用中文写的足够长的句子而不是别的语言。", False),
-    ("Russian", "This sentence was written in English.", True),
-    ("Russian", "Print", False),                   # too short to tell
-    ("English", "日本語の文章がここに書かれていますがなぜでしょう。", True),
-    ("Hindi", "यह वाक्य हिन्दी में लिखा गया है और काफ़ी लंबा है।", False),
-    ("Serbian", "Ova rečenica je napisana latinicom.", False),
-    ("Serbian", "Ова реченица је написана ћирилицом.", False),
-    ("Russian", "import math  # возвращает площадь круга\ndef area(radius): return math.pi * radius", False),
-])
-def test_scripts(language, text, wrong):
-    row = row_of(language=language, **{key: f"{text} {i}" for i, key in enumerate(KEYS)})
-    if wrong:
-        assert reject_reason(row) == "wrong script"
-    else:
-        generate.make_example(row, PROMPTS)
-
-
-def test_one_letter_in_twenty_is_enough():
-    assert not wrong_script("x" * 19 + "й", ["CYRILLIC"])
-    assert wrong_script("x" * 20 + "й", ["CYRILLIC"])
-
-
-def test_a_label_is_whole_words():
-    assert contains_label("It is NOT  true!", "not true") and not contains_label("Nottrue", "true")
-    assert contains_label("这部电影很负面", "负面")
+    assert (hows, reasons, brainstormed) == (HOW, REASONS, 24)

@@ -7,6 +7,7 @@ import torch
 import evaluate
 from model import Embedder
 from plumbing.cache import VectorCache
+from plumbing.errors import UserError
 from scoring import MINI, HashEmbedder, run
 
 PROBES = 3        # calls of encode that no cache spares: two of the probe, one for the length of a vector
@@ -40,6 +41,27 @@ def test_a_rerun_takes_its_vectors_from_the_cache(tmp_path):
     assert other.calls == first.calls
 
 
+def test_a_cache_in_float16_gives_the_same_vectors_on_the_first_run_as_on_a_rerun(tmp_path):
+    """And half the bytes. Its scores on data/mini lie within 0.002 of float32's."""
+    small = "--cache", tmp_path / "small", "--cache-dtype", "float16"
+    first, again, whole = run(MINI / "STS", *small), run(MINI / "STS", *small), run(
+        MINI / "STS", "--cache", tmp_path / "whole")
+    assert first["tasks"] == again["tasks"] and abs(first["average"] - whole["average"]) < 0.002
+    sizes = [sum(path.stat().st_size for path in (tmp_path / name).rglob("*.npz")) for name in ("small", "whole")]
+    assert 0.4 < sizes[0] / sizes[1] < 0.6
+    with pytest.raises(UserError, match="--cache-dtype float16: a vector's value is beyond 65,504"):
+        VectorCache(tmp_path, "", "float16").put([("", "a")], torch.tensor([[1e5]]), 0)
+
+
+def test_a_full_disk_ends_no_run(tmp_path, capsys):
+    (tmp_path / "cache").write_text("a file stands where the folder should be")
+    embedder = HashEmbedder()
+    full = run(MINI / "STS", "--cache", tmp_path / "cache", embedder=embedder)
+    said = capsys.readouterr().err
+    assert said.count("goes on without it") == 1 and f"--cache {tmp_path / 'cache'}: " in said
+    assert full["tasks"] == run(MINI / "STS")["tasks"]
+
+
 @pytest.mark.parametrize("damage", [b"", b"PK\3\4 cut", b"\x80 no archive"])
 def test_a_damaged_cache_file_is_made_anew(damage, tmp_path):
     flags = MINI / "STS", "--cache", tmp_path
@@ -56,7 +78,7 @@ def test_a_damaged_cache_file_is_made_anew(damage, tmp_path):
 def identity(monkeypatch, *flags, embedder=None) -> str:
     """The name under which the cache would know this model."""
     names = []
-    monkeypatch.setattr(evaluate, "VectorCache", lambda folder, identity: names.append(identity))
+    monkeypatch.setattr(evaluate, "VectorCache", lambda folder, identity, dtype: names.append(identity))
     args = evaluate.options(["m", "--cache", "unused", *flags])
     evaluate.score_model(embedder or HashEmbedder(), "m", args, [], None)
     return names[0]

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from model import PROJECTIONS, Config, Decoder, Embedder, load_decoder
-from plumbing.checkpoint import read_config
+from plumbing.checkpoint import pick_device, read_config
 from plumbing.errors import UserError
 from plumbing.run import check_trained
 from tiny import random_ids, random_model, relative, save, tiny_config
@@ -389,6 +389,13 @@ def test_a_run_finds_its_base_and_gives_the_trained_vectors(folder, tmp_path):
     refused("a second one", Embedder.load, tmp_path / "run", adapter=tmp_path / "run")
     (tmp_path / "run/config.json").write_text('{"pooling": "mean"}')
     assert Embedder.load(tmp_path / "run", device="cpu").pooling == "mean"
+
+
+def test_a_device_that_is_not_there_is_one_line():
+    for name in ("mps", "cuda:77", "meta", "gpu"):
+        with pytest.raises(UserError, match=f"^device {name}: [^\\n]+$"):
+            pick_device(name)
+    assert pick_device("cpu").type == "cpu"
 
 
 def test_mistral_7b_at_rank_16_trains_41_943_040_parameters():

@@ -53,6 +53,12 @@ def test_a_bad_line_is_named_or_counted(tmp_path, line, words):
     assert (len(examples), examples.skipped, examples[1]["query"]) == (2, 1, record(1)["query"])
 
 
+def test_keys_that_nobody_reads_and_negatives_are_counted(tmp_path):
+    more = [{"negs": ["n"]}, {"negs": ["n"], "language": "en", "id": 3}, {"score": 1, "neg": [" "]}, {}]
+    examples = Examples([str(write_lines(tmp_path / "a.jsonl", [record(i, **m) for i, m in enumerate(more)]))])
+    assert examples.unread == {"negs": 2, "score": 1} and examples.with_negatives == 3
+
+
 def test_what_may_be_missing():
     assert read_example(b'{"query": "q", "pos": ["p", " "], "neg": null, "other": 1}', "the task") == {
         "prompt": "the task", "query": "q", "pos": ["p"], "neg": [], "type": None}

@@ -439,6 +439,14 @@ def test_fewer_steps_than_warm_up_are_said(here, capsys):
     assert "2 steps are fewer than the 7 of --warmup-steps" in capsys.readouterr().out
 
 
+def test_the_first_lines_count_negatives_and_name_keys_that_are_not_read(here, data, capsys):
+    write_lines(data, [record(i, negs=["n"], neg=["n"] * (i % 2)) for i in range(24)])
+    assert here("run")[0] == 0
+    said = capsys.readouterr().out
+    assert "24 examples of 2 groups, 12 with negatives, 0 lines skipped\n" in said
+    assert "warning  'negs', in 24 lines, is no key of an example (query, pos, neg, prompt, type) and is not read\n" in said
+
+
 @pytest.mark.parametrize("change, words", [
     ({"state": '{"step": 99, "scaler": {}}'}, "of step 99, but this run has 2"), ({"state": "{"}, "not JSON"),
     ({"state": '{"step": "1"}'}, "'step' is missing or not a whole number"), ({}, "'step' is missing"),

@@ -7,7 +7,7 @@ import pytest
 
 from plumbing import tasks
 from plumbing.errors import UserError
-from plumbing.tasks import CATEGORIES, check_ids, find_tasks, look_up_ids, read_qrels, read_rows
+from plumbing.tasks import CATEGORIES, check_ids, find_tasks, look_up_ids, read_distinct, read_qrels, read_rows
 from scoring import MINI, run, write_task
 
 STS_ROW = '{"sentence1": "a", "sentence2": "b", "score": 1}\n'
@@ -25,8 +25,8 @@ def test_tasks_come_by_category_and_name_with_what_they_leave_out(tmp_path):
     (tmp_path / "A" / "task.json").write_text(least, encoding="utf-8")
     found = find_tasks([str(tmp_path), str(tmp_path / "A")])               # named twice, there once
     assert [task["name"] for task in found] == ["C", "A", "B"]
-    assert found[1] == {"name": "A", "kind": "sts", "prompt": "", "split": "test", "samples_per_label": 8,
-                        "folder": tmp_path / "A"}
+    assert found[1] == {"name": "A", "kind": "sts", "metric": "cosine_spearman", "prompt": "", "split": "test",
+                        "samples_per_label": 8, "folder": tmp_path / "A"}
     assert {task["kind"] for task in find_tasks([str(MINI)])} == CATEGORIES.keys()
 
 
@@ -99,8 +99,12 @@ BAD_FILES = [
     ("retrieval", {"queries": QUERY, "qrels": "h\th\th\nq d 1\n"}, "test.tsv:2: needs"),
     ("retrieval", {"queries": QUERY, "qrels": "h\th\th\nq\td\tinf\n"}, "test.tsv:2: needs"),
     ("retrieval", {"queries": QUERY, "qrels": "x\td\t1\n"}, "queries.jsonl: none is judged"),
-    ("retrieval", {"queries": QUERY * 2, "qrels": "q\td\t1\n"}, "queries.jsonl: two rows have the _id 'q'"),
-    ("retrieval", {"queries": QUERY, "qrels": "q\td\t1\n", "corpus": [{"_id": "d", "text": "a"}] * 2},
+    ("retrieval", {"queries": QUERY, "qrels": "h\th\th\nq\td\t0.5\n"}, "test.tsv:2: needs a whole number as score"),
+    ("retrieval", {"queries": [*QUERY, {"_id": "q", "text": "b"}], "qrels": "q\td\t1\n"},
+     "queries.jsonl: two rows have the _id 'q' and different texts"),
+    ("retrieval", {"queries": [{**QUERY[0], "excluded_ids": "d"}], "qrels": "q\td\t1\n"},
+     "queries.jsonl:1: 'excluded_ids' is"),
+    ("retrieval", {"queries": QUERY, "qrels": "q\td\t1\n", "corpus": [{"_id": "d", "text": text} for text in "ab"]},
      "corpus.jsonl: two rows have the _id 'd'"),
     ("retrieval", {"queries": QUERY, "qrels": "q\td\t1\n", "corpus": [{"_id": "d"}]},
      "corpus.jsonl:1: 'text' is"),
@@ -119,9 +123,9 @@ def test_ids_whose_hashes_agree_are_told_apart(tmp_path, monkeypatch):
     rows = [{"_id": name, "text": "a"} for name in "dexyz"]
     path = tmp_path / "corpus.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert check_ids(path) == 5
+    assert check_ids(path) == (5, set())
     monkeypatch.setattr(tasks, "text_hash", lambda _: 7)
-    assert check_ids(path) == 5
+    assert check_ids(path) == (5, set())
     with open(path, "a") as file:
         file.write('{"_id": "e", "text": "twin"}\n')
     with pytest.raises(UserError, match="two rows have the _id 'e'"):
@@ -131,7 +135,7 @@ def test_ids_whose_hashes_agree_are_told_apart(tmp_path, monkeypatch):
 def test_ids_are_looked_up_by_row_number_and_judged_documents_that_are_missing_are_named(tmp_path):
     path = tmp_path / "corpus.jsonl"
     path.write_text("".join(f'{{"_id": "{name}"}}\n' for name in "abc"))
-    assert look_up_ids(path, {0, 2}, {"a", "b", "gone"}) == ({0: "a", 2: "c"}, {"gone"})
+    assert look_up_ids(path, set(), {0, 2}, {"a", "b", "gone"}) == ({0: "a", 2: "c"}, {"gone"})
 
 
 def test_qrels_are_read_with_and_without_a_header(tmp_path):
@@ -145,3 +149,12 @@ def test_labels_may_be_true_and_false(tmp_path):
     rows = [{"text": "a", "label": True}, {"text": "b", "label": False}]
     task = write_task(tmp_path / "T", {"kind": "classification"}, train=rows, test=rows)
     assert run(task)["average"] == 1.0 and len(list(read_rows(task / "test.jsonl"))) == 2
+
+
+def test_a_document_that_stands_twice_word_by_word_counts_once(tmp_path):
+    rows = [{"_id": name, "text": text} for name, text in ("ax", "by", "ax", "cz", "ax")]
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert check_ids(path) == (5, {2, 4})
+    assert [row["_id"] for row in read_distinct(path, {2, 4})] == ["a", "b", "c"]
+    assert look_up_ids(path, {2, 4}, {2}, {"c"}) == ({2: "c"}, set())

@@ -102,7 +102,7 @@ def test_ten_thousand_requests_through_all_faults(tmp_path):
         pools[row["type"]].append(row["task"])
     asked = collections.Counter()
     for i in range(n):
-        message = generate.render(PROMPTS, **generate.request_at(i, 0, PROMPTS, pools, {"m": 1}))
+        message = generate.render(PROMPTS, generate.request_at(i, 0, PROMPTS, [(n, pools)], {"m": 1}))
         asked[hashlib.sha256(message.encode()).hexdigest()] += 1
     assert all(billed[digest] == number for digest, number in asked.items())   # nothing was paid for twice
 

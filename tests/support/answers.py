@@ -1,6 +1,7 @@
 """Answers to test with: recorded ones, and one of each type by hand."""
 import gzip
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ RECORDED = ROOT / "data/recorded.jsonl.gz"
 SMOLLM2 = ROOT / "tests/data/smollm2_raw.jsonl.gz"
 PROMPTS = generate.load_prompts()
 POOLS = {kind: [f"Task {i} of {kind} for tests." for i in range(50)] for kind in PROMPTS["task_types"]}
+GENERATIONS = [(math.inf, POOLS)]
 
 
 def recorded() -> list[dict]:
@@ -26,7 +28,7 @@ def row_of(kind="sts", language="English", task="Find it.", **values) -> dict:
     keys = PROMPTS["task_types"][kind]["keys"]
     texts = dict(zip(keys, ["A first text.", "Quite another text.", "A third one."]))
     only_this = PROMPTS | {"task_types": {kind: PROMPTS["task_types"][kind]}}
-    params = generate.request_at(0, 0, only_this, POOLS, {"m": 1})["params"]
+    params = generate.request_at(0, 0, only_this, GENERATIONS, {"m": 1})["params"]
     return {"id": 7, "step": "generate", "type": kind,
             "params": params | {"language": language, "task": task},
             "response": json.dumps(texts | values)}

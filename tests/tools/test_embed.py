@@ -139,6 +139,6 @@ def test_every_option_reaches_the_embedder(docs, monkeypatch, capsys):
     monkeypatch.setattr(tool, "Embedder", Spy)
     tool.main(["search", "m", "--docs", str(docs), "--prompt", "Find tea", "--max-length", "99",
                "--dim", "7", "--dtype", "float16", "--device", "cuda:1", "--compile", "--at-once", "5",
-               "a", "b"])
-    assert said == [("m", {"device": "cuda:1", "dtype": "float16", "max_length": 99}), True,
+               "--pooling", "mean", "a", "b"])
+    assert said == [("m", {"device": "cuda:1", "dtype": "float16", "max_length": 99, "pooling": "mean"}), True,
                     (2, "Find tea", 7), (5, "", 7), (3, "", 7)]

@@ -37,7 +37,7 @@ if name == "train.py":
     (out / "adapter_model.safetensors").touch()
     (out / "config.json").write_text(json.dumps({"base": flags[flags.index("--base") + 1]}))
 elif name != "smollm2.py" and "--out" in flags:
-    out.touch()
+    out.write_text("{}\\n" * 204800)          # examples enough for the paper's warm-up
 """
 
 
@@ -120,7 +120,7 @@ SHORT = "--dtype bfloat16 --max-length 96"
       (TRAIN + f"llm --resume {RECIPE}").replace("synthetic", "llm").replace("steps 20", "steps 14")]),
     ("train PRESET=paper", [REPLAY, f"{TRAIN}paper --resume"]),
     ("train PRESET=paper RUN=big BASE=owner/name",
-     ["-m tools.models.fetch owner/name models/owner/name", REPLAY,
+     [REPLAY, "-m tools.models.fetch owner/name models/owner/name",
       "train.py --base models/owner/name --data data/synthetic.jsonl --out runs/big --resume"]),
     ("train PRESET=paper PUBLIC=1 RUN=big",
      [REPLAY, *PUBLIC_SETS, TRAIN.replace(" --out", f" --data {LISTED} --out") + "big --resume"]),
@@ -278,6 +278,17 @@ def test_a_run_that_was_stopped_is_scored_with_a_word(house, capsys):
 
 
 # ---------------------------------------------------------------------------------------------- refusals
+
+def test_a_run_that_would_end_in_its_warmup_is_refused_before_its_base_is_fetched(house, capsys):
+    put(house / "few.jsonl", "{}\n" * 2030)
+    few = "train", "DATA=few.jsonl", "BASE=owner/name"
+    said = complaint(capsys, workflow.main, *few, "PRESET=paper")
+    assert "few.jsonl: enough for 1 of the 100 warm-up steps at 2,048 queries a step" in said
+    said = complaint(capsys, workflow.main, *few, "TRAIN_FLAGS=--max-steps 9 --warmup-steps 10")
+    assert "enough for 9 of the 10 warm-up steps at 16 queries" in said
+    for flags in ("--warmup-steps 0", "--batch-size 16", "--epochs 100"):
+        assert commands(capsys, *few, "PRESET=paper", f"TRAIN_FLAGS={flags}")[-1].startswith("train.py")
+
 
 @pytest.mark.parametrize("typed, said", [
     (["train", "PRESET=papre"], "PRESET=papre: there are demo, paper"),

@@ -139,7 +139,7 @@ class Part:
                 if key not in sent or key in ledger.answered or not response:
                     continue
                 request = request_of(key)
-                message = generate.render(prompts, **request)
+                message = generate.render(prompts, request)
                 try:
                     answer = client.read_answer(request, message, client.body(request, message),
                                                 response.get("status_code"),
@@ -169,7 +169,7 @@ def write_parts(todo, folder, client, prompts, part_size):
         parts.append(part)
 
     for request in todo:
-        message, model = generate.render(prompts, **request), request["model"]
+        message, model = generate.render(prompts, request), request["model"]
         tokens = most_tokens(message), client.args.max_answer_tokens
         if not ledger.within_budget(tokens_of(model, *tokens)):
             print("the budget leaves no room for more requests")

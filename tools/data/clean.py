@@ -25,10 +25,10 @@ from pathlib import Path
 
 import numpy as np
 
-from plumbing.answers import normalize
 from plumbing.errors import Parser, at_least_0, bounded, check, command
 from plumbing.examples import read_example
 from plumbing.files import OPTIONAL, read_jsonl, read_lines, replace_file, write_json
+from plumbing.texts import normalize
 
 BINS, ROWS = 64, 4  # signature values; values a band
 SHINGLE, WINDOW, SAMPLED = 5, 50, 8

@@ -2,11 +2,13 @@
 
     python -m tools.data.mine runs/demo data/pairs.jsonl --out data/mined.jsonl
     python -m tools.data.mine BASE nq.jsonl fever.jsonl --out mined.jsonl --ranks 30 200 --margin 0.05
+    python -m tools.data.mine runs/demo pairs.jsonl --corpus documents.txt --out mined.jsonl
 
-The corpus is every distinct positive and negative of the files. Each query ranks it by cosine; known
+The corpus is every distinct positive and negative of the files, and each line of --corpus. Each query ranks it by cosine; known
 positives of the same instruction and query, and the query's own text, leave the ranking; of what stands at
 ranks FIRST to LAST and scores at least --margin below the row's lowest positive, --negatives become the
-row's "neg". The best-ranked are often unlabelled positives: hence the window and the margin. The paper mined
+row's "neg" (what other tools noted beside the old ones, such as neg_scores, goes); a row for which there are
+none stays as it is. The best-ranked are often unlabelled positives: hence the window and the margin. The paper mined
 with another, smaller embedder (mE5-base); so may you.
 
 Vectors of the corpus lie in a temporary file on the disk (4 * D bytes a text), texts stay in their files:
@@ -25,30 +27,47 @@ from plumbing.errors import Parser, check, command, finite, positive, seed
 from plumbing.examples import Examples
 from plumbing.files import BOM, parse_line, replace_file, text_hash
 from plumbing.metrics import search
+from tools.embed import read_lines
 
 
 class Corpus:
-    """The distinct texts of the examples, numbered as they come; texts are read on demand."""
+    """The distinct texts of the examples, then of a file, numbered as they come; texts are read on demand."""
 
-    def __init__(self, examples: Examples):
-        self.examples, seen, hashes, places = examples, set(), [], []
-        for i in range(len(examples)):
-            for slot, text in enumerate(documents_of(examples[i])):
-                key = text_hash(text)
-                if text.strip() and key not in seen:
-                    seen.add(key)
-                    hashes.append(key)
-                    places.append((i, slot))
+    def __init__(self, examples: Examples, file: Path | None = None):
+        self.examples = examples
+        self.lines = open(file, "rb") if file else None
+        hashes, places = [], []
+        seen = set()
+        for text, place in self.all_texts():
+            key = text_hash(text)
+            if text.strip() and key not in seen:
+                seen.add(key)
+                hashes.append(key)
+                places.append(place)
         self.hashes = np.array(hashes, np.int64)                     # [C]
-        self.places = np.array(places, np.int32)                     # [C, 2]: example, which of its texts
+        self.places = np.array(places, np.int64)           # [C, 2]: example, which of its texts; or -1, byte
         self.order = np.argsort(self.hashes)
+
+    def all_texts(self):
+        """Yield each text and its place."""
+        for i in range(len(self.examples)):
+            for slot, text in enumerate(documents_of(self.examples[i])):
+                yield text, (i, slot)
+        if self.lines:
+            begin = 0
+            for text in read_lines(self.lines):
+                yield text, (-1, begin)
+                begin = self.lines.tell()
 
     def __len__(self):
         return len(self.hashes)
 
     def __getitem__(self, number: int) -> str:
         i, slot = self.places[number]
-        return documents_of(self.examples[i])[slot]
+        if i >= 0:
+            return documents_of(self.examples[i])[slot]
+        self.lines.seek(slot)
+        return next(read_lines(self.lines))
 
     def numbers(self, hashes) -> np.ndarray:
         """Numbers of texts by their hashes; any number for a text that is not in the corpus."""
@@ -84,9 +103,13 @@ def choose(scores, numbers, barred: set[int], ceiling: float, args, rng) -> list
     return window[:args.negatives]
 
 
-def mine(args, embedder: Embedder, examples: Examples, out) -> tuple[int, int]:
-    """Write every row with its mined negatives; returns how many, and rows with fewer than wanted."""
-    corpus, mined, short = Corpus(examples), 0, 0
+def mine(args, embedder: Embedder, examples: Examples, out) -> tuple[int, int, int]:
+    """Write every row with its mined negatives; returns how many, rows with fewer than wanted, rows with none."""
+    corpus = Corpus(examples, args.corpus)
+    check(len(corpus) > args.ranks[0],
+          f"the corpus has {len(corpus)} texts, so that none stands at --ranks {args.ranks[0]} to {args.ranks[1]} of a "
+          "query: --ranks 1 20, or more texts by --corpus")
+    mined = short = none = 0
     device = embedder.device
     with tempfile.TemporaryDirectory(dir=args.out.parent, suffix=".tmp") as folder:
         vectors = embed_corpus(embedder, corpus, args.chunk, Path(folder) / "corpus.npy")
@@ -112,12 +135,22 @@ def mine(args, embedder: Embedder, examples: Examples, out) -> tuple[int, int]:
                 negatives = [corpus[number] for number in chosen]
                 mined += len(chosen)
                 short += len(chosen) < args.negatives
+                none += not chosen
                 if args.keep:
                     negatives = example["neg"] + [text for text in negatives if text not in example["neg"]]
-                out.write(json.dumps({**raw_row(examples, i), "neg": negatives}, ensure_ascii=False) + "\n")
+                row = raw_row(examples, i)
+                out.write(json.dumps(with_negatives(row, negatives) if chosen else row, ensure_ascii=False) + "\n")
             say(f"queries {rows.stop:,} of {len(examples):,}")
         del vectors
-    return mined, short
+    check(mined, f"no row has a text at --ranks {args.ranks[0]} to {args.ranks[1]} and --margin below its positive, of "
+                 f"{len(corpus)} texts: --ranks 1 100, or a smaller --margin")
+    return mined, short, none
+
+
+def with_negatives(row: dict, negatives: list[str]) -> dict:
+    """The row with these negatives, without what other tools noted of the old ones (neg_scores, neg_ids)."""
+    kept = {key: value for key, value in row.items() if not key.startswith(("neg_", "negative_"))}
+    return {**kept, "neg": negatives}
 
 
 def barred_numbers(corpus: Corpus, examples: Examples, i: int) -> set[int]:
@@ -150,11 +183,13 @@ def main(argv=None):
     add("--margin", type=finite, help="a negative's cosine is so far below the lowest positive's")
     add("--sample", action="store_true", help="draw from the window instead of taking its best")
     add("--keep", action="store_true", help="append to a row's negatives instead of replacing them")
+    add("--corpus", type=Path, metavar="TXT", help="more texts to mine from, one a line")
     add("--prompt", default="", help="instruction of rows that bring none")
     add("--skip-bad-lines", action="store_true")
     add("--seed", type=seed, default=0)
     add("--chunk", type=positive(int), default=4096, help="texts embedded and compared at once")
-    add("--max-length", type=positive(int), default=512, help="tokens a text, BOS and EOS included")
+    add("--max-length", type=positive(int),
+        help="tokens a text, BOS and EOS included (default: as an exported folder says, else 512)")
     add("--dtype", help="float32, bfloat16, float16 (default: float32 on a CPU)")
     add("--device", help="default: cuda where there is one")
     args = parser.parse_args(argv)
@@ -162,6 +197,7 @@ def main(argv=None):
     check(first <= last, f"--ranks {first} {last}: LAST must not be before FIRST")
     for path in args.data:
         check(Path(path).is_file(), f"{path}: no such file")
+    check(args.corpus is None or args.corpus.is_file(), f"--corpus {args.corpus}: no such file")
     check(args.out.parent.is_dir(), f"--out {args.out}: no such folder {args.out.parent}")
     examples = Examples(args.data, args.prompt, args.skip_bad_lines)
     embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype,
@@ -172,9 +208,9 @@ def main(argv=None):
         with open(path, "w", encoding="utf-8") as file:
             counts.append(mine(args, embedder, examples, file))
     replace_file(args.out, write)
-    mined, short = counts[0]
+    mined, short, none = counts[0]
     print(f"{args.out}: {len(examples):,} rows, {mined:,} negatives mined, {short:,} rows with fewer than "
-          f"{args.negatives}, {examples.skipped:,} lines skipped")
+          f"{args.negatives}, {none:,} rows as they were, for want of any, {examples.skipped:,} lines skipped")
 
 
 if __name__ == "__main__":

@@ -129,7 +129,10 @@ def save_pooling(out: Path, embedder: Embedder) -> None:
 def save_model(embedder: Embedder, base: Path, out: Path, dtype: str, prompts, shard_bytes: float) -> int:
     """Write the merged model with all that its readers need; returns the weights' size."""
     config, c = read_json(base / "config.json"), embedder.decoder.config
-    config.pop("dtype", None)
+    for name in ("dtype", "rope_scaling"):
+        config.pop(name, None)
+    # RoPE's base under both names: transformers 4 reads the first alone, and would take 10,000 without it.
+    config |= {"rope_theta": c.rope_theta, "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta}}
     config |= {"architectures": [f"{config['model_type'].capitalize()}Model"], "torch_dtype": dtype}
     write_json(out / "config.json", config)
     save_tokenizer(base, out, c.bos_token_id, c.eos_token_id, embedder.max_length)
@@ -165,14 +168,14 @@ def export(args) -> None:
             save_pooling(whole, embedder)
         else:
             total = save_model(embedder, base, whole, dtype, prompts, args.shard_gb * 1e9)
+            if args.compare:
+                again = Embedder.load(whole, device="cpu", dtype=dtype)
+                cosines = (again.encode(TEXTS) * embedder.encode(TEXTS)).sum(1)
+                print(f"merged against unmerged in {dtype}: worst cosine of {len(TEXTS)} texts {cosines.min():.5f}")
         os.rename(whole, args.out)
     if args.adapter:
         return print(f"{args.out}: the adapter in {args.dtype or 'bfloat16'}, for {embedder.base}")
-    if args.compare:
-        merged = Embedder.load(args.out, device="cpu", dtype=dtype, max_length=args.max_length)
-        cosines = (merged.encode(TEXTS) * embedder.encode(TEXTS)).sum(1)
-        print(f"merged against unmerged in {dtype}: worst cosine of {len(TEXTS)} texts {cosines.min():.5f}")
-    print(f"{args.out}: {total / 1e9:.2f} GB in {dtype}, texts of at most {args.max_length} tokens, "
+    print(f"{args.out}: {total / 1e9:.2f} GB in {dtype}, texts of at most {embedder.max_length} tokens, "
           f"{embedder.pooling} pooling, prompts {', '.join(prompts)}")
 
 
@@ -183,8 +186,8 @@ def main(argv=None):
     parser.add_argument("--adapter", action="store_true",
                         help="write PEFT's two files alone, in bfloat16 or --dtype")
     parser.add_argument("--dtype", choices=sorted(DTYPES.values()), help="default: as the base is stored")
-    parser.add_argument("--max-length", type=positive(int), default=512,
-                        help="tokens a text, BOS and EOS included")
+    parser.add_argument("--max-length", type=positive(int),
+                        help="tokens a text, BOS and EOS included (default: as the model's folder says, else 512)")
     parser.add_argument("--compare", action="store_true",
                         help="embed some texts with the adapter merged and not, and tell the worst cosine")
     parser.add_argument("--prompt", action="append", default=[], metavar="NAME=INSTRUCTION",

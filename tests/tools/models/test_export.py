@@ -99,8 +99,8 @@ def test_transformers_gives_our_ids_and_vectors(exported, ours):
 
 
 def test_our_own_loader_reads_the_export(exported, ours):
-    again = Embedder.load(exported, device="cpu", max_length=MAX_LENGTH)
-    assert relative(again.encode(TEXTS), ours.encode(TEXTS)) <= 1e-5
+    again = Embedder.load(exported, device="cpu")
+    assert again.max_length == MAX_LENGTH and relative(again.encode(TEXTS), ours.encode(TEXTS)) <= 1e-5
     index = json.loads((exported / "model.safetensors.index.json").read_text())
     files = set(index["weight_map"].values())
     assert len(files) > 1 and all((exported / name).exists() for name in files)
@@ -174,6 +174,30 @@ def test_the_bases_dtype_is_kept_and_mistakes_are_one_line(mistral_files, tmp_pa
                              ((strange, tmp_path / "o"), "stray")]:
         assert words in complaint(capsys, export.main, *arguments)
         assert not list(tmp_path.glob("o.*")) and not (tmp_path / "o").exists()
+
+
+def test_both_generations_of_transformers_find_ropes_base(mistral_files, tmp_path):
+    """Version 5 reads and writes it in rope_parameters alone, version 4 reads it beside them alone."""
+    config = tiny_config(vocab_size=32000, rope_theta=5e4)
+    base = save(random_model(config), tmp_path / "base", mistral_files)
+    assert "rope_theta" not in json.loads((base / "config.json").read_text())
+    run_export(base, tmp_path / "out", "--max-length", 20)
+    raw = json.loads((tmp_path / "out/config.json").read_text())
+    assert raw["rope_theta"] == raw["rope_parameters"]["rope_theta"] == 5e4
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    ours = Embedder.load(base, device="cpu", max_length=20)
+    state = theirs(torch.tensor(ours.tokenize(TEXTS[2:3]))).last_hidden_state[0, -1]
+    assert relative(F.normalize(state, dim=0), ours.encode(TEXTS[2:3])[0]) <= 1e-5
+    run_export(tmp_path / "out", tmp_path / "again")                # an export's own length is the default
+    assert Embedder.load(tmp_path / "again", device="cpu").max_length == 20
+
+
+def test_a_dtype_that_overflows_is_one_line_and_leaves_nothing(mistral_files, tmp_path, capsys):
+    model = random_model(tiny_config(vocab_size=32000))
+    model.embed_tokens.weight.data *= 1e7
+    base = save(model, tmp_path / "base", mistral_files)
+    said = complaint(capsys, export.main, base, tmp_path / "out", "--dtype", "float16", "--compare")
+    assert "NaN or infinity" in said and [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 @pytest.mark.parametrize("limit, flags", [(4096, ["--adapter"]), (4096, []), (4_000_000, [])])

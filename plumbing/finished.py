@@ -1,0 +1,52 @@
+"""plumbing/finished.py: the scores of tasks that are done, on disk at once, so that a run of days goes on from there.
+
+A line of the log holds one task's scores and a key, a hash of all that may change them: the model, the settings, the
+task's files and this code. So a score is never out of date: whatever changes it changes the key.
+"""
+import hashlib
+import json
+from pathlib import Path
+
+from plumbing.files import append, file_sha256, open_log, read_jsonl
+from plumbing.ranks import agree, rank
+
+ROOT = Path(__file__).resolve().parents[1]
+LINE = {"key": str, "model": str, "task": str, "scores": dict}
+
+
+def hash_files(paths) -> str:
+    """A hash of the files' names and contents."""
+    described = [[path.name, file_sha256(path)] for path in sorted(paths)]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+class ScoreLog:
+    """get and put scores by key. No path: nothing is kept. With several ranks, rank 0 reads and writes for all."""
+
+    def __init__(self, path: Path | None = None):
+        self.path, self.scores, self.file, self.data = path, {}, None, {}
+        if path is None:
+            return
+        self.code = hash_files([ROOT / "evaluate.py", ROOT / "model.py", *(ROOT / "plumbing").glob("*.py")])
+        if rank() == 0:
+            self.file = open_log(path)                               # a line torn by a kill is dropped
+            self.scores = {row["key"]: row["scores"] for row in read_jsonl(path, LINE, log=True)}
+
+    def key(self, task: dict, settings: list) -> str:
+        """settings: what is JSON, and names the model and all flags that may change a score."""
+        if self.path is None:
+            return ""
+        folder = task["folder"]
+        if folder not in self.data:                                  # hashed once for all models
+            self.data[folder] = hash_files([*folder.glob("*.jsonl"), *folder.glob("qrels/*.tsv")])
+        described = {key: value for key, value in task.items() if key != "folder"}
+        content = json.dumps([settings, described, self.data[folder], self.code], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def get(self, key: str) -> dict | None:
+        return agree(self.scores.get(key))
+
+    def put(self, key: str, model: str, task: str, scores: dict) -> None:
+        if self.file:
+            append(self.file, {"key": key, "model": model, "task": task, "scores": scores})
+            self.scores[key] = scores

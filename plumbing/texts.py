@@ -1,0 +1,85 @@
+"""plumbing/texts.py: is a text fit to be trained on?
+
+Each function answers one question of one text. The lesson asks them and says which answer drops an example.
+"""
+import functools
+import re
+import unicodedata
+import zlib
+from collections import Counter
+
+MAX_CHARS = 20_000      # longer texts are loops, and training truncates at 512 tokens anyway
+CODE_MARKS = re.compile(r"[({\[=;<>_\\]|\):|[a-z]\.[a-z]")      # no closing brackets: a pair would count twice
+
+
+def normalize(text: str) -> str:
+    """The form in which two texts count as the same: Unicode NFKC, no case, single spaces.
+
+    >>> normalize(" A  ﬁrst\\tText")
+    'a first text'
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def bad_characters(text: str) -> bool:
+    r"""Whether it holds control characters (a bare \frac becomes a form feed), lone surrogates or U+FFFD."""
+    return bool(re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffd]", text))
+
+
+def repetitive(text: str) -> bool:
+    """Whether it repeats itself over and over: zlib shrinks it to a tenth, and prose to a half or a
+    third."""
+    if len(text) <= 300:
+        return False
+    raw = text.encode()
+    return 10 * len(zlib.compress(raw)) < len(raw)
+
+
+@functools.cache
+def script(character: str) -> str | None:
+    """A letter's script, the first word of its Unicode name; None for what is no letter.
+
+    >>> script("й"), script("漢"), script("é"), script("7")
+    ('CYRILLIC', 'CJK', 'LATIN', None)
+    """
+    if not character.isalpha():
+        return None
+    return unicodedata.name(character, "?").split()[0].split("-")[0]
+
+
+def wrong_script(text: str, scripts: list[str], enough=20) -> bool:
+    """Whether a text of at least `enough` letters holds next to none of the language's letters.
+
+    One letter in twenty suffices: code, formulas and quotations are Latin in any language.
+    """
+    text = text[:2000]
+    if text.isascii() and "LATIN" in scripts:               # the common case, and the fast one
+        return False
+    letters = right = 0
+    for character, number in Counter(text).items():
+        script_of_character = script(character)
+        if script_of_character:
+            letters += number
+        if script_of_character in scripts:
+            right += number
+    return letters >= enough and 20 * right < letters
+
+
+def is_code(text: str) -> bool:
+    """Whether a text is code or formulas, which are Latin in any language: to twenty letters, there is one
+    of the marks that prose seldom has.
+
+    >>> is_code("for (i = 0; i < n; i++) total += a[i];"), is_code("A loop (see above) adds up all values.")
+    (True, False)
+    """
+    text = text[:2000]
+    marks = len(CODE_MARKS.findall(text))
+    return marks >= 2 and 20 * marks >= sum(map(str.isalpha, text))
+
+
+def contains_label(text: str, label: str) -> bool:
+    """Whether a label stands in the text: as whole words, or anywhere in scripts that don't put spaces."""
+    text, label = normalize(text), normalize(label)
+    if script(label[-1]) in ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"):
+        return label in text
+    return bool(re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text))
