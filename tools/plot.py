@@ -7,6 +7,7 @@
 
 --out names another file; its ending (.png, .svg, .pdf) decides the format. No display is needed.
 """
+import math
 import sys
 from pathlib import Path
 
@@ -145,33 +146,42 @@ def draw_scores(args):
     figure, axis = plt.subplots(figsize=(max(6, 1 + len(groups) * (0.4 + 0.35 * len(models))), 3.6),
                                 layout="constrained")
     width = 0.85 / len(models)
+    lowest = 0
     for number, (name, result) in enumerate(models.items()):
         scores = [result["categories"].get(category) for category in categories] + [result["average"]]
         places = [group + (number - (len(models) - 1) / 2) * width for group in range(len(groups))]
         drawn = axis.bar(places, [100 * (score or 0) for score in scores], 0.94 * width, label=name)
         labels = ["-" if score is None else f"{100 * score:.1f}" for score in scores]
-        axis.bar_label(drawn, labels, fontsize=8, padding=2)
+        axis.bar_label(drawn, labels, fontsize=8, padding=2)               # of a negative bar, below it
+        lowest = min(lowest, *(100 * (score or 0) for score in scores))
     axis.set_xticks(range(len(groups)), [group.replace(" ", "\n", 1) for group in groups])
     axis.axvline(len(categories) - 0.5, color="0.8", linewidth=1)
     axis.grid(axis="x", visible=False)
-    axis.set_ylim(0, 112)
+    axis.axhline(0, color="0.3", linewidth=0.8)
     axis.margins(x=0.02)
-    axis.set_yticks(range(0, 101, 20))
+    axis.set_yticks(range(20 * math.floor(lowest / 20), 101, 20))
+    axis.set_ylim(lowest - 10 if lowest < 0 else 0, 112)
     axis.set_title("Scores by category, times 100")
     axis.legend(frameon=False, ncols=4, loc="upper left", fontsize=8)
     return figure
 
 
 def draw_study(args):
-    """The average and each category: a panel each, a bar a row of the study, its spread over seeds on it."""
+    """The average and each category: a panel each, all on one scale, a bar a row, its spread over seeds on it."""
     path = args.files[0]
     check(len(args.files) == 1, f"plot.py study: takes one study.json, not {len(args.files)}")
-    rows = read_json(path).get("rows")
+    study = read_json(path)
+    rows = study.get("rows")
     check(rows and all(isinstance(row, dict) and {"mean", "spread"} <= row.keys() for row in rows.values()),
           f"{path}: not a result of tools/study/reproduce.py")
-    names, places = list(rows), range(len(rows))
-    size = 13, 2 + 0.4 * max(6, len(rows))
-    figure, axes = plt.subplots(2, 4, figsize=size, sharey=True, layout="constrained")
+    places = range(len(rows))
+    names = [name if any(row["spread"].values()) else f"{name} *" for name, row in rows.items()]
+    size = 13, 2.6 + 0.4 * max(6, len(rows))
+    figure, axes = plt.subplots(2, 4, figsize=size, sharex=True, sharey=True, layout="constrained")
+    subset = (study.get("common") or {}).get("subset", "")
+    figure.suptitle(f"Scores times 100 of the study's rows, by category{f', on its subset {subset!r}' if subset else ''}. "
+                    "Lines: one standard deviation over seeds, either way. *: one run, so no deviation. -: no score",
+                    x=0.01, ha="left", fontsize=10)
     for number, (key, axis) in enumerate(zip(("Average", *CATEGORIES), axes.flat)):
         scores = [row["mean"].get(key) for row in rows.values()]
         scores = [None if score is None else 100 * score for score in scores]
@@ -182,12 +192,13 @@ def draw_study(args):
             axis.annotate("-" if score is None else f"{score:.1f}", (max(score or 0, 0) + spread, place),
                           (4, 0), textcoords="offset points", va="center", fontsize=8)
         axis.set_title("Average of the seven" if key == "Average" else key)
-        axis.margins(x=0.22)
-        axis.grid(False)
-        axis.set_xticks([])
-        axis.spines[["left", "bottom"]].set_visible(False)
+        axis.margins(x=0.12)
+        axis.grid(axis="y", visible=False)
+        axis.spines["left"].set_visible(False)
         axis.axvline(0, color="0.3", linewidth=0.8)
+        axis.tick_params(labelbottom=True, left=False)
     axes[0, 0].set_yticks(places, names)
+    axes[0, 0].set_xticks(range(0, 101, 20))
     axes[0, 0].invert_yaxis()                           # the first row on top, in every panel
     return figure
 

@@ -66,6 +66,13 @@ def test_16_bit_vectors_are_near_float32s(base, dtype, limit):
     assert 0 < relative(found, wanted) < limit
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="a CPU has no cuDNN")
+def test_attention_leaves_cudnn_alone(base):
+    """It builds a plan for each new (texts, length), which takes longer than the product itself."""
+    load(base)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 @pytest.mark.parametrize("dtype, limit", [("float32", 1e-5), ("bfloat16", 0.02)])
 def test_compiled_vectors_are_the_same(base, dtype, limit):
     wanted, found = load(base, dtype).encode(texts()), load(base, dtype, compiled=True).encode(texts())

@@ -398,6 +398,15 @@ def test_a_device_that_is_not_there_is_one_line():
     assert pick_device("cpu").type == "cpu"
 
 
+def test_on_a_gpu_attention_leaves_cudnn_alone(monkeypatch):
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    monkeypatch.setattr(torch, "zeros", lambda size, device: torch.ones(size))           # as if it was there
+    try:
+        assert pick_device("cuda").type == "cuda" and not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def test_mistral_7b_at_rank_16_trains_41_943_040_parameters():
     """The paper's figure, on the meta device, where 7B parameters take no memory."""
     with torch.device("meta"):

@@ -84,10 +84,18 @@ def test_scores_of_all_files_stand_side_by_side(files):
     assert bar_labels(axis) == ["50.0", "-", "-", "25.0", "80.0", "-", "70.0", "75.0"]
 
 
+def test_a_negative_score_has_its_bar_and_its_label(files):
+    (files / "low.json").write_text(json.dumps({"base": result(-0.45, STS=-0.45)}))
+    axis, = draw("scores", files / "low.json").axes
+    assert bar_labels(axis) == ["-45.0", "-45.0"] and axis.get_ylim()[0] < -45
+    assert [bar.get_height() for bar in axis.patches] == [-45, -45]
+    assert axis.get_yticks()[0] == -60
+
+
 def test_a_study_has_a_panel_a_category_and_a_bar_a_row(files):
     axes = draw("study", files / "study.json").axes
     panels = {axis.get_title(loc="left"): axis for axis in axes}
-    assert len(panels) == 8 and [t.get_text() for t in axes[0].get_yticklabels()] == ["base", "ours", "bm25"]
+    assert len(panels) == 8 and [t.get_text() for t in axes[0].get_yticklabels()] == ["base *", "ours", "bm25 *"]
     assert bar_labels(panels["Average of the seven"]) == ["40.0", "60.0", "-"]
     assert bar_labels(panels["STS"]) == ["-5.0", "70.0", "-"]
     assert bar_labels(panels["Retrieval"]) == ["-", "-", "50.0"]
@@ -95,6 +103,9 @@ def test_a_study_has_a_panel_a_category_and_a_bar_a_row(files):
     assert [x for x, _ in spread.get_segments()[1]] == pytest.approx([69, 71])
     bottom, top = axes[0].get_ylim()
     assert bottom > top                                                         # the first row on top
+    assert len({axis.get_xlim() for axis in axes}) == 1 and axes[0].get_xlim()[0] < -5
+    title = axes[0].figure.get_suptitle()
+    assert title.startswith("Scores times 100") and "standard deviation" in title and "*: one run" in title
 
 
 def test_pictures_are_written_where_they_belong(files, monkeypatch, capsys):

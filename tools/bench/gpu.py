@@ -3,10 +3,17 @@
     python -m tools.bench.gpu base work/7b                      # weights 14.2 GB, tokenizer, ragged examples
     python -m tools.bench.gpu train work/7b --tokens-per-chunk 8192 16384 --json train.json
     python -m tools.bench.gpu train work/7b --batch-size 2048 --tokens-per-chunk 1024 --memory-gib 22
+    python -m tools.bench.gpu train work/7b --cudnn              # attention may take cuDNN's kernels
+    python -m tools.bench.gpu train work/7b --pad 64             # lengths are padded to multiples of 64
+    python -m tools.bench.gpu train work/7b --train-flags=--no-compile
     python -m tools.bench.gpu encode work/7b --json encode.json
     python -m tools.bench.gpu train work/7b --fp8                # the base's products in fp8
 
 Speed and memory do not depend on what the weights are, only on shapes. tools/bench/gpu.sh runs all of it.
+
+Why --cudnn and --pad: from torch 2.11 on, attention prefers cuDNN on Hopper and newer, which builds a plan
+for each (texts, length) that it has not seen. The product switches it off (plumbing/checkpoint.py); padding to
+multiples would leave few shapes. "first_step_seconds" has the compiler's time too, "slowest_step_seconds" not.
 """
 import contextlib
 import json
@@ -19,10 +26,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import train
-from model import Embedder
+from model import Decoder, Embedder
 from plumbing.errors import Parser, check, command, positive
 from plumbing.files import read_jsonl, write_json, write_jsonl, write_text
 from tools.bench.memory import MISTRAL_7B, peak_bytes, write_checkpoint
@@ -34,8 +42,8 @@ TINY = {**MISTRAL_7B, "hidden_size": 64, "intermediate_size": 128, "num_hidden_l
 SMALL = {**MISTRAL_7B, "hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 4,
          "num_attention_heads": 8, "num_key_value_heads": 2}
 SHAPES = {"7b": MISTRAL_7B, "small": SMALL, "tiny": TINY}
-PRINTED = ("tokens_per_chunk", "tokens_per_second", "mfu", "mfu_useful", "padding", "peak_bytes",
-           "reserved_bytes", "error")
+PRINTED = ("tokens_per_chunk", "tokens_per_second", "mfu", "mfu_useful", "padding", "shapes", "peak_bytes",
+           "reserved_bytes", "first_step_seconds", "slowest_step_seconds", "error")
 
 
 def make_base(folder: Path, config: dict, dtype="bfloat16", device="cpu") -> None:
@@ -66,8 +74,25 @@ def precision(s: dict):
     return fp8.loading() if s["fp8"] else contextlib.nullcontext()
 
 
+def set_up(s: dict) -> set:
+    """What --cudnn and --pad change, in this process alone -> the shapes [texts, length] that will be embedded."""
+    if s["cudnn"]:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        torch.backends.cuda.enable_cudnn_sdp = lambda enabled: None            # the product would switch it off
+    shapes, forward = set(), Decoder.forward
+
+    def padded(decoder, ids):
+        ids = F.pad(ids, (0, -ids.shape[1] % s["pad"]))                        # no real token looks there
+        shapes.add(tuple(ids.shape))
+        return forward(decoder, ids)
+
+    Decoder.forward = padded
+    return shapes
+
+
 def measure_train(s: dict) -> dict:
     """A few steps of train.py in this process: medians past the first step, and the peak memory."""
+    shapes = set_up(s)
     device = "cuda" if torch.cuda.is_available() and s["device"] != "cpu" else "cpu"
     if s["memory_gib"] and device == "cuda":                     # as if the GPU were no larger than that
         torch.cuda.set_per_process_memory_fraction(
@@ -90,12 +115,14 @@ def measure_train(s: dict) -> dict:
                   "reserved_bytes": torch.cuda.max_memory_reserved()}
     else:
         memory = {"peak_bytes": peak_bytes()}
-    return {**s, **figures, **memory, "tokens": log[-1]["tokens"], "first_step_seconds": log[0]["seconds"]}
+    return {**s, **figures, **memory, "tokens": log[-1]["tokens"], "shapes": len(shapes),
+            "first_step_seconds": log[0]["seconds"], "slowest_step_seconds": max(line["seconds"] for line in timed)}
 
 
 def measure_encode(s: dict) -> dict:
-    """Real tokens a second of Embedder.encode, compiled on a GPU, over the examples' documents: the median
-    of three times past a first, which compiles."""
+    """Real tokens a second of Embedder.encode, compiled on a GPU, over the examples' documents: the median of
+    three times past a first, which compiles."""
+    shapes = set_up(s)
     with precision(s):
         embedder = Embedder.load(s["base"], device=None if s["device"] != "cpu" else "cpu", dtype=s["dtype"],
                                  max_length=s["max_length"])
@@ -110,7 +137,7 @@ def measure_encode(s: dict) -> dict:
         seconds.append(time.perf_counter() - begin)
     rate = tokens / statistics.median(seconds[1:])
     weights = sum(projection.weight.numel() for projection in embedder.decoder.projections())
-    return {**s, "tokens_per_second": rate, "tokens": tokens, "texts": len(texts),
+    return {**s, "tokens_per_second": rate, "tokens": tokens, "texts": len(texts), "shapes": len(shapes),
             "tflops_useful": 2 * weights * rate / 1e12,
             "peak_bytes": peak_bytes() if embedder.device.type == "cpu"
             else torch.cuda.max_memory_allocated()}
@@ -162,6 +189,8 @@ def main(argv=None) -> int:
     add("--memory-gib", type=positive(float), help="cap the GPU's memory, as if it were a smaller one")
     add("--dtype", default="bfloat16")
     add("--fp8", action="store_true", help="the base's products in fp8")
+    add("--cudnn", action="store_true", help="leave cuDNN's attention on, as torch has it")
+    add("--pad", type=positive(int), default=1, metavar="N", help="pad lengths to multiples of N")
     add("--device", help="cpu, to test without a GPU")
     add("--train-flags", default="", help="more flags of train.py")
     add("--json", type=Path)

@@ -1,9 +1,10 @@
 #!/bin/bash
 # tools/bench/gpu.sh: all GPU checks and measurements in one call, the first the most important.
 #
-#     OUT=results/gpu bash tools/bench/gpu.sh    # one GPU of 80 GB or more, 30 GB of disk, at most 22 minutes
-#     STEPS="tests base train paper_batch_22gib" bash tools/bench/gpu.sh     # 10 minutes; in the usual order
-#     STEPS="base encode small_base padding peer" bash tools/bench/gpu.sh    # 9 more; each makes its own base
+#     OUT=results/gpu bash tools/bench/gpu.sh    # one GPU of 80 GB or more, 30 GB of disk, at most 26 minutes
+#     STEPS="tests base train cudnn cudnn_padded" bash tools/bench/gpu.sh    # at most 10 minutes, in this order
+#     STEPS="base padded eager encode paper_batch_22gib" bash tools/bench/gpu.sh         # 9 more; its own base
+#     STEPS="base peer fp8_train fp8_encode small_base padding" bash tools/bench/gpu.sh  # 10 more
 #     OUT=/tmp/dry bash tools/bench/gpu.sh --dry     # tiny sizes on a CPU: is the plumbing sound?
 #
 # Nothing is fetched: weights of Mistral-7B's shape are random, made in place. Needed: torch >= 2.11, numpy,
@@ -33,7 +34,7 @@ elif [ $# -gt 0 ]; then
 else
     DEVICE=cuda SHAPE=7b SMALL=small DTYPE=bfloat16 ROWS=4096 BATCH=256 PAPER_BATCH=2048 LENGTH=512
     ENCODE=1024 SMALL_CHUNK=1024 TRAIN_STEPS=3 EMULATE=
-    CHUNKS="8192 4096 16384"    # 16,384 needs more than 80 GB
+    CHUNKS="8192 16384"         # 16,384 needs more than 80 GB
     PEER="--rounds 1 --batch-size 64 --steps 4 --warmup 2"
     DEVICES="cpu cuda"
     if ! "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
@@ -61,21 +62,27 @@ COMMON="--device $DEVICE --dtype $DTYPE --max-length $LENGTH"
 export GPU_TESTS_ON=$DEVICE
 step tests 130 "$PYTHON" -m pytest -q --noconftest -p no:cacheprovider -m gpu -rsP tests/gpu/test_gpu.py
 step base 90 "$PYTHON" -m tools.bench.gpu base "$BASE" --shape $SHAPE --rows $ROWS $COMMON
-step train 200 "$PYTHON" -m tools.bench.gpu train "$BASE" $COMMON --batch-size $BATCH --steps $TRAIN_STEPS \
-    --tokens-per-chunk $CHUNKS --json "$OUT/train.json"
-step paper_batch_22gib 160 "$PYTHON" -m tools.bench.gpu train "$BASE" $COMMON --batch-size $PAPER_BATCH \
-    --steps 1 --tokens-per-chunk $SMALL_CHUNK --memory-gib 22 --json "$OUT/paper_batch_22gib.json"
+TRAIN=("$PYTHON" -m tools.bench.gpu train "$BASE" $COMMON --batch-size $BATCH --steps $TRAIN_STEPS
+    --tokens-per-chunk)
+step train 140 "${TRAIN[@]}" $CHUNKS --json "$OUT/train.json"
+# The same with cuDNN's attention, which builds a plan a shape; with few shapes; with few shapes and without cuDNN
+# (what padding costs); without the compiler.
+step cudnn 120 "${TRAIN[@]}" ${CHUNKS%% *} --cudnn --json "$OUT/cudnn.json"
+step cudnn_padded 90 "${TRAIN[@]}" ${CHUNKS%% *} --cudnn --pad 64 --json "$OUT/cudnn_padded.json"
+step padded 70 "${TRAIN[@]}" ${CHUNKS%% *} --pad 64 --json "$OUT/padded.json"
+step eager 70 "${TRAIN[@]}" ${CHUNKS%% *} --train-flags=--no-compile --json "$OUT/eager.json"
 step encode 130 "$PYTHON" -m tools.bench.gpu encode "$BASE" $COMMON --batch-size $ENCODE \
     --tokens-per-chunk ${CHUNKS%% *} ${CHUNKS##* } --json "$OUT/encode.json"
+step paper_batch_22gib 160 "$PYTHON" -m tools.bench.gpu train "$BASE" $COMMON --batch-size $PAPER_BATCH \
+    --steps 1 --tokens-per-chunk $SMALL_CHUNK --memory-gib 22 --json "$OUT/paper_batch_22gib.json"
+step peer 220 "$PYTHON" -m tools.bench.train "$BASE" --data "$BASE/examples.jsonl" $COMMON $PEER \
+    --variants tokens --tokens-per-chunk ${CHUNKS%% *} --json "$OUT/peer.json"
+step fp8_train 100 "${TRAIN[@]}" ${CHUNKS%% *} --fp8 --json "$OUT/fp8_train.json"
+step fp8_encode 80 "$PYTHON" -m tools.bench.gpu encode "$BASE" $COMMON --batch-size $ENCODE \
+    --tokens-per-chunk ${CHUNKS%% *} --fp8 --json "$OUT/fp8_encode.json"
 step small_base 20 "$PYTHON" -m tools.bench.gpu base "$WORK/small" --shape $SMALL --rows 12 --dtype float32
 step padding 60 "$PYTHON" -m tools.bench.padding "$WORK/small" --texts "$WORK/small/texts.txt" \
     --devices $DEVICES
-step peer 220 "$PYTHON" -m tools.bench.train "$BASE" --data "$BASE/examples.jsonl" $COMMON $PEER \
-    --variants tokens --tokens-per-chunk ${CHUNKS%% *} --json "$OUT/peer.json"
-step fp8_train 100 "$PYTHON" -m tools.bench.gpu train "$BASE" $COMMON --batch-size $BATCH \
-    --steps $TRAIN_STEPS --tokens-per-chunk ${CHUNKS%% *} --fp8 --json "$OUT/fp8_train.json"
-step fp8_encode 80 "$PYTHON" -m tools.bench.gpu encode "$BASE" $COMMON --batch-size $ENCODE \
-    --tokens-per-chunk ${CHUNKS%% *} --fp8 --json "$OUT/fp8_encode.json"
 step fp8_effect 60 "$PYTHON" -m tools.models.fp8 measure "$BASE" --data "$BASE/examples.jsonl" \
     --dtype $DTYPE --max-length $LENGTH --queries 16 $EMULATE
 step memory 20 "$PYTHON" -m tools.bench.memory train --base "$BASE" --batch-size $BATCH \
