@@ -39,7 +39,7 @@ from model import Embedder
 from plumbing import metrics
 from plumbing.blocks import BlockEncoder
 from plumbing.cache import DTYPES, VectorCache, probe, settings_of
-from plumbing.checkpoint import find_model
+from plumbing.checkpoint import find_model, vector_size
 from plumbing.errors import Parser, at_least_0, check, command, positive
 from plumbing.files import write_json
 from plumbing.finished import ScoreLog
@@ -437,7 +437,6 @@ def score_model(embedder, name: str, args, tasks, benchmark=None, log=ScoreLog()
     With a cache, its texts are embedded for the first of them alone.
     """
     identity, size, bytes_per_second = probe(embedder, settings_of(embedder, args))
-    check(max(args.dim) <= size, f"--dim {max(args.dim)}: this model's vectors hold {size} values")
     print_estimate(tasks, bytes_per_second * world_size())
     cache = VectorCache(args.cache, identity, args.cache_dtype) if args.cache else None
     results = {}
@@ -523,7 +522,10 @@ def main(argv=None):
     if benchmark:
         tasks = only_of_benchmark(tasks, benchmark, args.benchmark)
     for model in args.models:                                # a wrong path shows now, not after an hour
-        find_model(model)
+        folder, _ = find_model(model)
+        size = vector_size(folder)
+        check(size is None or max(args.dim) <= size,
+              f"--dim {max(args.dim)}: {model}'s vectors hold {size} values")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         check(not args.out.is_dir(), f"--out {args.out}: a folder; name a file in it")
