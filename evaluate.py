@@ -27,6 +27,7 @@ disk and finished.py scores, table.py has the published scores and prints.
 import argparse
 import itertools
 import math
+import random
 import tempfile
 import time
 from pathlib import Path
@@ -52,6 +53,7 @@ from plumbing.tasks import (CATEGORIES, check_ids, check_task, document_text, fi
                             read_distinct, read_queries, read_reranking, read_test, read_train_and_test)
 
 TOP_K = 1000                          # documents kept for each query, as in mteb
+BOOTSTRAP = 16384                     # documents of a k-means of MTEB's newer clustering tasks
 EXPERIMENTS = 10                      # logistic regressions of a classification task, as in mteb
 
 
@@ -235,6 +237,8 @@ def score_classification(task, encoder):
 
 def score_clustering(task, encoder):
     """V-measure of k-means with as many clusters as there are labels, mean over the sets."""
+    if task.get("bootstraps"):
+        return score_bootstrapped_clustering(task, encoder)
     scores = []
     for row in read_test(task):
         labels = row["labels"]
@@ -245,6 +249,32 @@ def score_clustering(task, encoder):
         [vectors] = encoder.embed(task, [row], "sentences")
         groups = kmeans(vectors.numpy(), clusters)               # [sentences] cluster numbers
         scores.append(metrics.v_measure(labels, groups))
+    return {"v_measure": float(np.mean(scores)), "v_measures": scores}
+
+
+def score_bootstrapped_clustering(task, encoder):
+    """The same as MTEB's newer tasks have it: a share of all documents, on which each k-means draws anew.
+
+    task.json says how many `bootstraps`, which `sampled_share` is embedded, and whether labels have `levels`, as
+    cs.AI, each of which is clustered for itself.
+    """
+    sentences, labels = [], []
+    for row in read_test(task):
+        sentences += row["sentences"]
+        labels += row["labels"]
+    draw = random.Random(42)                                             # one for all draws, in mteb's order
+    numbers = range(len(sentences))
+    if "sampled_share" in task:
+        numbers = draw.sample(numbers, int(task["sampled_share"] * len(sentences)))
+    [vectors] = encoder.embed(task, [{"sentences": [sentences[number] for number in numbers]}], "sentences")
+    vectors = vectors.numpy()                                            # [numbers, D]
+    scores = []
+    for level in metrics.label_levels([labels[number] for number in numbers], task.get("levels")):
+        for _ in range(task["bootstraps"]):
+            drawn = draw.choices(range(len(level)), k=BOOTSTRAP)         # with replacement
+            drawn_labels = [level[i] for i in drawn]
+            groups = kmeans(vectors[drawn], len(set(level)), batch=512)
+            scores.append(metrics.v_measure(drawn_labels, groups))
     return {"v_measure": float(np.mean(scores)), "v_measures": scores}
 
 
