@@ -27,6 +27,7 @@ disk and finished.py scores, table.py has the published scores and prints.
 import argparse
 import itertools
 import math
+import random
 import tempfile
 import time
 from pathlib import Path
@@ -39,7 +40,7 @@ from model import Embedder
 from plumbing import metrics
 from plumbing.blocks import BlockEncoder
 from plumbing.cache import DTYPES, VectorCache, probe, settings_of
-from plumbing.checkpoint import find_model
+from plumbing.checkpoint import find_model, vector_size
 from plumbing.errors import Parser, at_least_0, check, command, positive
 from plumbing.files import write_json
 from plumbing.finished import ScoreLog
@@ -52,6 +53,7 @@ from plumbing.tasks import (CATEGORIES, check_ids, check_task, document_text, fi
                             read_distinct, read_queries, read_reranking, read_test, read_train_and_test)
 
 TOP_K = 1000                          # documents kept for each query, as in mteb
+BOOTSTRAP = 16384                     # documents of a k-means of MTEB's newer clustering tasks
 EXPERIMENTS = 10                      # logistic regressions of a classification task, as in mteb
 
 
@@ -235,6 +237,8 @@ def score_classification(task, encoder):
 
 def score_clustering(task, encoder):
     """V-measure of k-means with as many clusters as there are labels, mean over the sets."""
+    if task.get("bootstraps"):
+        return score_bootstrapped_clustering(task, encoder)
     scores = []
     for row in read_test(task):
         labels = row["labels"]
@@ -245,6 +249,32 @@ def score_clustering(task, encoder):
         [vectors] = encoder.embed(task, [row], "sentences")
         groups = kmeans(vectors.numpy(), clusters)               # [sentences] cluster numbers
         scores.append(metrics.v_measure(labels, groups))
+    return {"v_measure": float(np.mean(scores)), "v_measures": scores}
+
+
+def score_bootstrapped_clustering(task, encoder):
+    """The same as MTEB's newer tasks have it: a share of all documents, on which each k-means draws anew.
+
+    task.json says how many `bootstraps`, which `sampled_share` is embedded, and whether labels have `levels`, as
+    cs.AI, each of which is clustered for itself.
+    """
+    sentences, labels = [], []
+    for row in read_test(task):
+        sentences += row["sentences"]
+        labels += row["labels"]
+    draw = random.Random(42)                                             # one for all draws, in mteb's order
+    numbers = range(len(sentences))
+    if "sampled_share" in task:
+        numbers = draw.sample(numbers, int(task["sampled_share"] * len(sentences)))
+    [vectors] = encoder.embed(task, [{"sentences": [sentences[number] for number in numbers]}], "sentences")
+    vectors = vectors.numpy()                                            # [numbers, D]
+    scores = []
+    for level in metrics.label_levels([labels[number] for number in numbers], task.get("levels")):
+        for _ in range(task["bootstraps"]):
+            drawn = draw.choices(range(len(level)), k=BOOTSTRAP)         # with replacement
+            drawn_labels = [level[i] for i in drawn]
+            groups = kmeans(vectors[drawn], len(set(level)), batch=512)
+            scores.append(metrics.v_measure(drawn_labels, groups))
     return {"v_measure": float(np.mean(scores)), "v_measures": scores}
 
 
@@ -437,7 +467,6 @@ def score_model(embedder, name: str, args, tasks, benchmark=None, log=ScoreLog()
     With a cache, its texts are embedded for the first of them alone.
     """
     identity, size, bytes_per_second = probe(embedder, settings_of(embedder, args))
-    check(max(args.dim) <= size, f"--dim {max(args.dim)}: this model's vectors hold {size} values")
     print_estimate(tasks, bytes_per_second * world_size())
     cache = VectorCache(args.cache, identity, args.cache_dtype) if args.cache else None
     results = {}
@@ -523,7 +552,10 @@ def main(argv=None):
     if benchmark:
         tasks = only_of_benchmark(tasks, benchmark, args.benchmark)
     for model in args.models:                                # a wrong path shows now, not after an hour
-        find_model(model)
+        folder, _ = find_model(model)
+        size = vector_size(folder)
+        check(size is None or max(args.dim) <= size,
+              f"--dim {max(args.dim)}: {model}'s vectors hold {size} values")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         check(not args.out.is_dir(), f"--out {args.out}: a folder; name a file in it")

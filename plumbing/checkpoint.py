@@ -233,6 +233,12 @@ def save_adapter(folder: Path, parameters: dict, described: dict, dtype=torch.fl
 
 # ---------------------------------------------------------------------------------------- finding a model
 
+def vector_size(folder: Path) -> int | None:
+    """Values of a vector of the model in a Hugging Face folder, before its weights are read; None: not said."""
+    path = Path(folder) / "config.json"
+    return read_json(path, {"hidden_size": (int, OPTIONAL)}).get("hidden_size") if path.exists() else None
+
+
 def find_model(path, adapter=None) -> tuple[Path, Path | None]:
     """(base's folder, adapter's folder or None) of a run, an adapter, or a base model's own folder."""
     folder = Path(path)

@@ -11,6 +11,7 @@ import argparse
 import math
 import os
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -130,6 +131,8 @@ def command(main) -> None:
         line = explain(error)
         if line is None:
             raise
+        if int(os.environ.get("RANK", 0)) > 0:
+            time.sleep(2)                      # what rank 0 says too, torchrun lets nobody say again
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         code = 2
     leave(code)

@@ -309,6 +309,19 @@ def sample_per_label(labels: list, samples: int, experiments: int = 10) -> list[
 
 # ----------------------------------------------------------------------------------------- clustering
 
+def label_levels(labels: list, split: bool | None) -> list[list]:
+    """The labels of each level: one, or as many as the longest label has parts. What a label lacks is -1, a label too.
+
+    >>> label_levels(["cs.AI", "math"], True), label_levels(["cs.AI", "math"], False)
+    ([['cs', 'math'], ['AI', '-1']], [['cs.AI', 'math']])
+    """
+    if not split:
+        return [labels]
+    parts = [label.split(".") for label in labels]
+    depth = max(map(len, parts))
+    return [[part[level] if len(part) > level else "-1" for part in parts] for level in range(depth)]
+
+
 def v_measure(labels, groups) -> float:
     """Harmonic mean of homogeneity (a group holds one label) and completeness (a label lies in one group).
 

@@ -42,6 +42,9 @@ TASK = {
     "note": (str, OPTIONAL),
     "samples_per_label": (int, OPTIONAL),
     "ignore_identical_ids": (bool, OPTIONAL),
+    "bootstraps": (int, OPTIONAL),                 # of clustering; see evaluate.score_bootstrapped_clustering
+    "sampled_share": (float, OPTIONAL),
+    "levels": (bool, OPTIONAL),
 }
 DEFAULTS = {"prompt": "", "split": "test", "samples_per_label": 8}
 

@@ -355,9 +355,9 @@ def test_a_model_that_is_not_there_is_missed_before_any_is_scored(tmp_path, caps
         capsys, evaluate.main, tmp_path, "no/such/model", "--tasks", MINI)
 
 
-def test_more_values_than_a_vector_has_are_refused():
-    with pytest.raises(UserError, match="--dim 65: this model's vectors hold 64 values"):
-        run(MINI / "STS", "--dim", 65)
+def test_more_values_than_a_vector_has_are_refused_before_the_model_is_loaded(base, capsys):
+    assert f"--dim 33: {base}'s vectors hold 32 values" in complaint(
+        capsys, evaluate.main, base, "--tasks", MINI, "--dim", 0, 33)
 
 
 def test_results_that_cannot_be_written_are_refused_before_anything_is_scored(tmp_path, capsys):

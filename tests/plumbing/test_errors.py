@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from plumbing import errors
 from plumbing.errors import Parser, UserError, at_least_0, command, explain, finite, positive, probability, seed, share
 
 BAD_FLAGS = [
@@ -68,3 +69,14 @@ def test_exit_codes(body, code):
 def test_a_script_without_a_model_starts_without_torch():
     code = "import sys, plumbing.errors, plumbing.files; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_under_torchrun_rank_0_speaks_first(monkeypatch, capsys):
+    """torchrun ends the others as soon as it has, so that a line that all would say stands there once."""
+    waits = []
+    monkeypatch.setattr(errors.time, "sleep", waits.append)
+    for rank in "0", "1":
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit):
+            errors.command(lambda: errors.check(False, "no such model"))
+    assert waits == [2] and capsys.readouterr().err.count("no such model") == 2

@@ -70,6 +70,7 @@ BAD_FILES = [
     ("sts", {"test": STS_ROW + "{oops\n"}, "test.jsonl:2: not JSON"),
     ("sts", {"test": STS_ROW + "[1]\n"}, "test.jsonl:2: holds no JSON object"),
     ("sts", {"test": STS_ROW + STS_ROW.replace('"a"', '"a\\ud800"')}, "test.jsonl:2: not JSON .*surrogates"),
+    ("sts", {"test": STS_ROW + '{"score": ' + "[" * 200_000 + "\n"}, "test.jsonl:2: not JSON"),
     # rows without what their kind needs
     ("sts", {"test": STS_ROW + '{"sentence1": "a", "score": 1}\n'}, "test.jsonl:2: 'sentence2' is missing"),
     ("sts", {"test": STS_ROW + STS_ROW.replace(": 1", ": NaN")}, "test.jsonl:2: 'score' is"),

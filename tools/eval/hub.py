@@ -145,31 +145,40 @@ def rows_of(folder: Path, role: str, words: tuple, split: str, subset: str | Non
     if role == "qrels" and not names:             # some uploads keep them in the default configuration
         names = [n for n in paths if not has_word(n, *other)]
     in_path = of_subset(names, subset) if subset else []
-    names = in_path or names                      # else all languages lie in one file
+    names = in_path or names                      # else all languages lie in one file, whose rows say which
     of_split = [n for n in names if has_word(n, split)]
     names = of_split or (names if role in ("corpus", "queries") else [])     # these often serve all splits
     formats = [f for f in FORMATS if any(n.endswith(f) for n in names)]
     check(formats, f"no file for {role}, split {split}, among {', '.join(paths) or 'nothing'}")
     chosen = [n for n in names if n.endswith(formats[0])]
+    rows = 0
     for name in chosen:
         for row in whole(paths[name], read(paths[name], role)):
             ours = renamed(row, role)
-            if subset and not in_path and row.get("lang", row.get("language", subset)) != subset:
-                continue
+            if subset and not in_path:
+                language = row.get("lang", row.get("language"))
+                check(language, f"no file for {role}, {subset}: neither a path nor a row of {name} names a language")
+                if language != subset:
+                    continue
+            rows += 1
             if role == "pair-classification" and isinstance(ours["label"], list):        # three lists
                 yield from (dict(zip(ours, values)) for values in zip(*ours.values()))
             else:
                 yield ours
+    check(rows, f"no row for {role}, split {split}{f', {subset}' if subset else ''}, in {', '.join(chosen)}")
 
 
-def as_reranking(folder: Path, split: str, subset: str | None):
-    """Queries, corpus, judgements and candidates -> query, positive, negative; ID_N share a list."""
+def as_reranking(folder: Path, split: str, subset: str | None, sub_queries=False):
+    """Queries, corpus, judgements and candidates -> query, positive, negative.
+
+    sub_queries: those whose ids are X_0, X_1 and so on are one row's. Other tasks have such ids and mean nothing by
+    them.
+    """
     corpus = {row["_id"]: row["text"] for row in rows_of(folder, "corpus", ("corpus",), split, subset)}
     queries = {row["_id"]: row["text"] for row in rows_of(folder, "queries", ("queries",), split, subset)}
     relevant, merged = {}, {}
     for row in rows_of(folder, "qrels", ("qrels",), split, subset):
         relevant.setdefault(row["query-id"], {})[row["corpus-id"]] = float(row["score"])
-    sub_queries = all(re.fullmatch(r".+_\d+", query) for query in queries)
     for row in rows_of(folder, "top_ranked", ("top_ranked",), split, subset):
         query = row["query-id"]
         grades = relevant.get(query, {})
@@ -195,9 +204,11 @@ def convert(source: Path, out: Path, name: str, task: dict) -> None:
         with open(part / "qrels" / f"{split}.tsv", "w", encoding="utf-8") as file:
             file.write("query-id\tcorpus-id\tscore\n")
             for row in rows_of(source, "qrels", ("qrels",), split, subset):
-                file.write(f"{row['query-id']}\t{row['corpus-id']}\t{int(float(row['score']))}\n")
+                grade = float(row["score"])
+                check(grade.is_integer(), f"qrels: a grade is a whole number, not {grade}")
+                file.write(f"{row['query-id']}\t{row['corpus-id']}\t{int(grade)}\n")
     elif kind == "reranking" and any(has_word(p.name, "corpus") for p in source.rglob("*")):
-        write_jsonl(part / f"{split}.jsonl", as_reranking(source, split, subset))
+        write_jsonl(part / f"{split}.jsonl", as_reranking(source, split, subset, task.get("sub_queries")))
     else:
         splits = ("train", split) if kind == "classification" else (split,)
         for name_of_split in splits:
@@ -211,6 +222,7 @@ def convert(source: Path, out: Path, name: str, task: dict) -> None:
 def download(task: dict) -> Path:
     """The repository's folder in the hub's cache, downloaded by `hf download` unless it is there."""
     hf = Path(sys.executable).with_name("hf")
+    check(hf.exists() or shutil.which("hf"), "`hf` is not installed: `pip install huggingface_hub`")
     arguments = ["download", task["hub"], "--type", "dataset", "--revision", task["revision"], "--quiet"]
     done = subprocess.run([hf if hf.exists() else "hf", *arguments], stdout=subprocess.PIPE, text=True)
     folder = Path(done.stdout.strip() or "nowhere")                  # all that --quiet prints

@@ -8,10 +8,12 @@ mteb fetches the data itself. `MTEBModel` is all that its EncoderProtocol asks f
     mteb.evaluate(MTEBModel(Embedder.load("runs/full")), mteb.get_tasks(tasks=["STSBenchmark"]))
 """
 import argparse
+import hashlib
 import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 try:
     import mteb
@@ -24,14 +26,22 @@ except ImportError as error:
 
 from model import Embedder
 from plumbing.errors import Parser, UserError, command, positive
+from plumbing.files import read_json
+
+TASKS = read_json(Path(__file__).resolve().parents[2] / "prompts" / "tasks.json")["tasks"]
 
 
 class MTEBModel:
     """An Embedder as mteb sees one. Instructions and normalisation follow evaluate.py's `released` rule:
-    an instruction on all texts but retrieval's documents, unit vectors for all but classification."""
+    an instruction on all texts but retrieval's documents, unit vectors for all but classification.
 
-    def __init__(self, embedder, name="plain-e5/model", revision="0"):
+    revision: by default the weights and settings decide, as mteb takes a score of the same name and revision from
+    its cache, however old.
+    """
+
+    def __init__(self, embedder, name="plain-e5/model", revision=None):
         self.embedder = embedder
+        revision = revision or revision_of(embedder)
         self.mteb_model_meta = ModelMeta.create_empty(overwrites={
             "name": name, "revision": revision, "modalities": ["text"],
             "similarity_fn_name": ScoringFunction.COSINE})
@@ -50,8 +60,26 @@ class MTEBModel:
         return pairwise_cos_sim(a, b)
 
 
+def revision_of(embedder) -> str:
+    """40 digits: a hash of the weights, and of what else may change a vector."""
+    if not hasattr(embedder, "decoder"):                 # a stand-in of the tests
+        return "0"
+    settings = [embedder.max_length, embedder.pooling, embedder.decoder.config, embedder.tokenizer.to_str()]
+    digest = hashlib.sha256(repr(settings).encode())
+    for name, tensor in embedder.decoder.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:40]
+
+
 def instruction(task_metadata) -> str:
-    """The task's instruction: a string, or {"query": string}; STS, bitext and summaries share one a kind."""
+    """The task's instruction: evaluate.py's, where prompts/tasks.json has the task; else mteb's own, a string or
+    {"query": string}, of which STS, bitext and summaries share one a kind."""
+    name = task_metadata.name
+    if name.startswith("CQADupstack"):                   # each of the twelve forums is a task to mteb
+        name = "CQADupstackRetrieval"
+    if name in TASKS:
+        return TASKS[name]["prompt"]
     prompt = task_metadata.prompt
     if isinstance(prompt, dict):
         prompt = prompt.get("query")

@@ -99,7 +99,7 @@ def main(argv=None):
     add("--device")
     add("--dtype", choices=("float32", "bfloat16", "float16"))
     add("--seed", type=int, default=0)
-    add("--out", type=Path, help="write {length: accuracy} as JSON")
+    add("--out", type=Path, help='write {"model", "accuracy": {length: share}} as JSON')
     args = parser.parse_args(argv)
     check(args.queries <= args.candidates <= len(FIRST) * len(LAST),
           f"--candidates: at most {len(FIRST) * len(LAST)}; --queries: at most as many")
@@ -114,7 +114,7 @@ def main(argv=None):
                                       args.seed)
         seconds, chance = time.time() - start, 1 / args.candidates
         print(f"{tokens:>6} tokens: top-1 {100 * accuracies[tokens]:5.1f} ({seconds:.0f} s, by luck "
-              f"{100 * chance:.1f} +- {100 * math.sqrt(chance / args.queries):.1f})", flush=True)
+              f"{100 * chance:.1f} +- {100 * math.sqrt(chance * (1 - chance) / args.queries):.1f})", flush=True)
         if args.out:
             write_json(args.out, {"model": args.model, **overrides, "accuracy": accuracies})
 

@@ -185,6 +185,30 @@ def test_reranking_uploads_become_rows_and_sub_queries_are_gathered(tmp_path):
             ]
 
 
+def test_ids_that_end_in_numbers_are_no_sub_queries(tmp_path):
+    for path, content in reranking_files(["query_0", "query_1"]).items():
+        write(tmp_path / path, content)
+    rows = list(hub.as_reranking(tmp_path, "test", None))
+    assert [type(row["query"]) for row in rows] == [str, str]
+
+
+def test_a_subset_without_a_file_of_its_own_is_refused(tmp_path):
+    """kor-eng would hold Czech."""
+    write(tmp_path / "test/ces-eng.jsonl", mini("bitext"))
+    with pytest.raises(UserError, match="no file for bitext, kor-eng: neither a path nor a row of test/ces-eng"):
+        list(hub.rows_of(tmp_path, "bitext", (), "test", "kor-eng"))
+    write(tmp_path / "r/test.jsonl", [{**row, "lang": "de"} for row in mini("sts")])
+    with pytest.raises(UserError, match="no row for sts, split test, en, in test.jsonl"):
+        list(hub.rows_of(tmp_path / "r", "sts", (), "test", "en"))
+
+
+def test_a_machine_without_hf_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(hub.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "SciFact: `hf` is not installed: `pip install huggingface_hub`" in complaint(
+        capsys, hub.main, "SciFact", "--out", tmp_path / "out")
+
+
 def test_miracls_own_files_are_read(tmp_path):
     """Passages in numbered parts with docid, topics without a header, judgements as TREC writes them."""
     corpus = [
@@ -277,10 +301,11 @@ def test_a_tab_separated_field_may_be_long_and_a_grade_must_be_finite(tmp_path, 
     monkeypatch.setattr(hub, "download", lambda task: tmp_path / "r")
     hub.main(["SciFact", "--out", str(tmp_path / "out")])
     assert len(next(read_rows(tmp_path / "out/SciFact/corpus.jsonl"))["text"]) == 200_000
-    (tmp_path / "r/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\tinf\n")
-    capsys.readouterr()
-    assert "SciFact: cannot be converted" in complaint(
-        capsys, hub.main, "SciFact", "--out", tmp_path / "other")
+    for grade in "inf", "0.5":
+        (tmp_path / "r/qrels/test.tsv").write_text(f"query-id\tcorpus-id\tscore\nq\td\t{grade}\n")
+        capsys.readouterr()
+        assert f"SciFact: qrels: a grade is a whole number, not {grade}" in complaint(
+            capsys, hub.main, "SciFact", "--out", tmp_path / "other")
 
 
 def test_a_beir_archive_is_unpacked(tmp_path, capsys):
@@ -321,7 +346,7 @@ def test_cqadupstacks_twelve_forums_are_one_task_with_their_plain_mean(tmp_path)
     assert len(found["missing"]) == 14 and not any("CQADupstack" in name for name in found["missing"])
     files = mteb_results.write({"m": found}, {"m": "me/m"}, "1", tmp_path / "mteb")   # to MTEB, twelve tasks
     assert len(files) == 12 and "CQADupstackGisRetrieval.json" in {file.name for file in files}
-    written = json.loads((tmp_path / "mteb/me__m/1/CQADupstackTexRetrieval.json").read_text())
+    written = json.loads((tmp_path / "mteb/results/me__m/1/CQADupstackTexRetrieval.json").read_text())
     assert written["scores"]["test"][0]["hf_subset"] == "default"
     assert written["dataset_revision"] == TABLE["tasks"]["CQADupstackRetrieval"]["parts"]["tex"]["revision"]
     shutil.rmtree(tmp_path / "out" / "CQADupstackRetrieval" / "tex")         # eleven forums are no task
