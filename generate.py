@@ -42,7 +42,7 @@ from pathlib import Path
 from plumbing.answers import parse_object, parse_tasks, reject_if
 from plumbing.client import Client, ask_all
 from plumbing.errors import Parser, at_least_0, blame, check, command, positive, seed, share
-from plumbing.files import read_json, sha256, text_hash, write_json, write_jsonl
+from plumbing.files import read_json, read_list, sha256, text_hash, write_json, write_jsonl
 from plumbing.ledger import ANSWER, Ledger, model_price, model_share, read_rows
 from plumbing.pools import (check_settings, freeze_generation, last_pools, read_generations,
                             requests_covered)
@@ -52,6 +52,7 @@ from plumbing.texts import (MAX_CHARS, bad_characters, contains_label, is_code, 
                             wrong_script)
 
 PROMPTS = Path(__file__).parent / "prompts"
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 # ---------------------------------------------------------------------------------- the six types of task
@@ -72,6 +73,8 @@ PROMPTS = Path(__file__).parent / "prompts"
 #
 # The code says kind for a type of task: `type` is a word of Python's own.
 
+# A further type is an entry in prompts/values.json and its templates: no code knows the types one by one.
+
 INSTRUCTIONS = {"sts": "Retrieve semantically similar text.",          # table 16
                 "bitext": "Retrieve parallel sentences."}
 
@@ -81,9 +84,13 @@ INSTRUCTIONS = {"sts": "Retrieve semantically similar text.",          # table 1
 def load_prompts(folder=PROMPTS) -> dict:
     """The folder prompts/, which is data: templates, the values of their placeholders, languages.
 
-    task_types    {type: {"weight", "brainstorm": true for two steps, "keys": those of an answer's object}}
+    task_types    {type: {"weight": its share of the requests,
+                          "brainstorm": true for two steps,
+                          "keys": the keys of an answer's object, for query, positive and hard negative,
+                          "words": of each key, how many, or the placeholder that says so; for --dry-run,
+                          "instruction": of a type without step 1}}
     num_tasks     how many tasks one brainstorm is asked for
-    placeholders  {type: {placeholder: [value, ...]}}
+    placeholders  {type: {placeholder: [value, ...] or the name of a file of prompts/ with such a list}}
     templates     {"short-long.brainstorm": the template of step 1, "short-long": of step 2, ...}
     languages     {language: weight}
     scripts       {language: [script, ...]}, where it is not written in Latin alone
@@ -92,6 +99,10 @@ def load_prompts(folder=PROMPTS) -> dict:
         values = read_json(folder / "values.json", {"task_types": dict, "placeholders": dict})
         languages = read_json(folder / "languages.json",
                               {"weights": dict, "others": [str], "others_share": float, "scripts": dict})
+        for placeholders in values["placeholders"].values():
+            for name, choices in placeholders.items():
+                if str(choices).endswith(".json"):
+                    placeholders[name] = read_list(folder / choices)
         weight_of_others = languages["others_share"] / len(languages["others"])
         prompts = values | {
             "templates": {path.stem: path.read_text("utf-8") for path in folder.glob("*.txt")},
@@ -106,25 +117,46 @@ def fill_each_template(prompts) -> None:
     for kind, task_type in prompts["task_types"].items():
         prompts_of_kind = prompts | {"task_types": {kind: task_type}}      # so that no other type is drawn
         generations, models = [(1, {kind: ["a task"]})], {"a model": 1}
-        render(prompts, request_at(0, 0, prompts_of_kind, generations, models))
+        requests = [request_at(0, 0, prompts_of_kind, generations, models)]
         if task_type["brainstorm"]:
-            render(prompts, brainstorm_at(kind, 0, 0, prompts, models))
+            requests.append(brainstorm_at(kind, 0, 0, prompts, models))
+        for request in requests:
+            unfilled = PLACEHOLDER.search(render(prompts, request))
+            check(not unfilled, f"{kind}, {request['step']}: no values for {unfilled and unfilled[0]}")
+        instruction_of(requests[0], prompts)
 
 
 def render(prompts, request) -> str:
-    """The message of a request, or of a row that answers one: its template, each {placeholder} filled."""
+    """The message of a request: the template of its type and step, each {placeholder} filled from params.
+
+    One that params lack stays as it stands: answers may be older than the template.
+    """
     name, params = request["type"], request["params"]
     if request["step"] == "brainstorm":
         name += ".brainstorm"
-    return re.sub(r"\{(\w+)\}", lambda match: str(params[match[1]]), prompts["templates"][name])
+    template = prompts["templates"][name]
+    return PLACEHOLDER.sub(lambda match: str(params.get(match[1], match[0])), template)
+
+
+def message_of(row, prompts) -> str:
+    """The message that a row answers. Recorded rows carry it, since templates change; live ones do not."""
+    if "messages" in row:
+        return row["messages"][0]["content"]
+    return render(prompts, row)
+
+
+def instruction_of(row, prompts) -> str:
+    """What an example's query wants: its type's one instruction, or the task that step 1 brought."""
+    kind = row["type"]
+    return prompts["task_types"][kind].get("instruction") or INSTRUCTIONS.get(kind) or row["params"]["task"]
 
 
 # ------------------------------------------------------------------------------------ a request is drawn
 #
 # Request i is a function of i, the seed, the models, prompts/ and the tasks of step 1, and of nothing else.
 # So a run can stop anywhere and go on, and --n 2000 after --n 1000 asks for the second thousand. With the
-# requests the tasks should grow, but the first thousand must stay what they were. So there are generations of
-# pools: requests 0 to 999 draw from the 300 tasks of the first, the others from the 600 of the second.
+# requests the tasks should grow, but the first thousand must stay what they were. So there are generations
+# of pools: requests 0 to 999 draw from the 300 tasks of the first, the others from the 600 of the second.
 
 def draw(rng, choices):
     """One of the choices: a list (equal odds), a {value: weight} object, or a single value.
@@ -155,7 +187,7 @@ def request_at(i, seed, prompts, generations, models) -> dict:
     kind = draw(rng, weights)
     params = {name: draw(rng, values) for name, values in prompts["placeholders"][kind].items()}
     language = draw(rng, prompts["languages"])
-    if kind == "bitext":
+    if "{source_language}" in prompts["templates"][kind]:  # bitext
         others = {name: weight for name, weight in prompts["languages"].items() if name != language}
         params["source_language"] = language
         params["target_language"] = draw(rng, others)
@@ -232,8 +264,8 @@ def plan(ledger, frozen, prompts, args) -> tuple[dict, list]:
 
 
 def pool_of(answers, size, patience, frozen=()) -> tuple[list, bool]:
-    """The answers to one type's brainstorms -> (its tasks, each once, the frozen ones first; whether the pool
-    is complete).
+    """The answers to one type's brainstorms -> (its tasks, each once, the frozen ones first; whether the
+    pool is complete).
 
     It is complete with `size` tasks, or once `patience` answers in a row have brought nothing new.
     """
@@ -352,8 +384,9 @@ def make_example(row, prompts) -> tuple[dict, str]:
     row: {"id", "type", "params", "response"} and, from live servers, "finish_reason".
     Raises plumbing.answers.Reject, whose text is the reason.
     """
-    kind, params = row["type"], row["params"]
+    kind = row["type"]
     keys = prompts["task_types"][kind]["keys"]             # of query, positive and, mostly, hard negative
+    has_label = "label" in keys                            # long-short
     fields, how = parse_object(row["response"], keys, row.get("finish_reason"))
     texts = [fields[key].strip() for key in keys]
     query, *documents = texts                              # documents: the positive, the hard negative
@@ -368,10 +401,10 @@ def make_example(row, prompts) -> tuple[dict, str]:
     # what would teach to copy
     different = {normalize(text) for text in texts}
     reject_if(len(different) < len(texts), "copy between fields")
-    label_in_query = kind == "long-short" and any(contains_label(query, label) for label in documents)
+    label_in_query = has_label and any(contains_label(query, label) for label in documents)
     reject_if(label_in_query, "label in input")
-    message = normalize(render(prompts, row))
-    own_words = [query] if kind == "long-short" else texts     # a label may stand in the message
+    message = normalize(message_of(row, prompts))
+    own_words = [query] if has_label else texts            # a label may stand in the message
     copied = [text for text in own_words if len(text) > 20 and normalize(text) in message]
     reject_if(copied, "copy of the prompt")
 
@@ -382,17 +415,17 @@ def make_example(row, prompts) -> tuple[dict, str]:
     prose = [text for text in documents if not is_code(text)]
     reject_if(wrong_script(query, query_scripts) and not is_code(query), "wrong script")
     reject_if(any(wrong_script(text, document_scripts) for text in prose), "wrong script")
-    if kind != "bitext":                                   # short texts tell more together than one by one
+    if query_language == document_language:                # short texts tell more together than one by one
         reject_if(wrong_script("".join([query, *prose]), query_scripts), "wrong script")
 
-    example = {"prompt": INSTRUCTIONS.get(kind) or params["task"],
+    example = {"prompt": instruction_of(row, prompts),
                "query": query,
                "pos": documents[:1],
                "neg": documents[1:],
                "type": kind,
                "language": query_language,
                "id": row["id"]}
-    if kind == "bitext":
+    if query_language != document_language:
         example["language"] = f"{query_language}-{document_language}"      # "Welsh-English"
     return example, how
 
@@ -400,7 +433,7 @@ def make_example(row, prompts) -> tuple[dict, str]:
 def languages_of(row) -> tuple[str, str]:
     """The language of the query and that of the documents: the same, except in bitext."""
     params = row["params"]
-    if row["type"] == "bitext":
+    if "source_language" in params:
         return params["source_language"], params["target_language"]
     return params["language"], params["language"]
 
@@ -437,7 +470,10 @@ def read_answers(path, prompts, log=True):
     """
     for where, row in read_rows(path, ANSWER, log):
         with blame(f"{where}: no answer to our prompts", "delete it"):     # an error here, as one line
-            render(prompts, row)                           # its type is known, and no value is missing
+            message_of(row, prompts)                       # the type is known
+            if row["step"] == "generate":                  # and what an example needs is there
+                instruction_of(row, prompts)
+                languages_of(row)
         yield row
 
 
@@ -477,19 +513,19 @@ def main(argv=None):
 
 
 def dry_run(prompts, args) -> None:
-    """Estimate the whole job from at most 5,000 of its requests."""
-    kinds = asymmetric_types(prompts)
-    pools = {kind: ["Given this, find that (stands for a brainstormed task)."] for kind in kinds}
+    """Estimate the whole job from at most 5,000 of its requests, and one brainstorm of each type."""
+    sizes = pool_sizes(prompts, args.number_of_tasks)
+    pools = {kind: ["Given this, find that (stands for a brainstormed task)."] for kind in sizes}
     generations = [(args.n, pools)]
-    brainstorms = args.number_of_tasks // prompts["num_tasks"] + 1
-    drawn = min(args.n, 5000)
-    share_drawn = drawn / args.n
-    sample = [request_at(i, args.seed, prompts, generations, args.models) for i in range(drawn)]
-    for k in range(max(len(kinds), int(brainstorms * share_drawn))):       # at least one of each type
-        kind = kinds[k % len(kinds)]
-        sample.append(brainstorm_at(kind, k, args.seed, prompts, args.models))
-    pairs = [(request, render(prompts, request)) for request in sample]
-    estimate(pairs, args.n, brainstorms, args)
+    drawn = range(min(args.n, 5000))
+    requests = [request_at(i, args.seed, prompts, generations, args.models) for i in drawn]
+    brainstorms = 0                                        # if all tasks were new
+    for kind, size in sizes.items():
+        of_kind = next_brainstorms(kind, 0, size, prompts, args)
+        brainstorms += len(of_kind)
+        requests.append(of_kind[0])
+    pairs = [(request, render(prompts, request)) for request in requests]
+    estimate(pairs, args.n, brainstorms, prompts["task_types"], args)
 
 
 # ------------------------------------------------------------------------------------------------- the flags

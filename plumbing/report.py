@@ -2,6 +2,8 @@
 
 Nothing here decides what becomes an example: it counts, prints and estimates, so that the lesson need not.
 """
+import math
+import re
 from array import array
 from collections import Counter, defaultdict
 from contextlib import contextmanager
@@ -18,9 +20,14 @@ PAPER = {"examples": 500_000, "distinct prompts": 150_000, "tokens": 180_000_000
          "language": {"English": 43.1, "Polish": 3.0, "Japanese": 2.9, "Italian": 2.9, "Russian": 2.9,
                       "Indonesian": 2.9, "German": 2.9, "Persian": 2.9, "Spanish": 2.8, "Chinese": 2.8,
                       "French": 2.8, "Portuguese": 2.8, "Dutch": 2.8, "Arabic": 2.7}}
-# Means over data/recorded.jsonl.gz, for the estimate.
-ANSWER_TOKENS = {"short-long": 405, "long-short": 125, "sts": 108, "bitext": 112, "long-long": 512,
-                 "short-short": 31, "brainstorm": 480}
+# For the estimate, lower and upper ends. LLMs write less or more than they are asked to. A word of English
+# is 1.3 tokens; in other languages it depends on the tokenizer. A pool of 1,500 tasks took so many times as
+# many brainstorms as would do if no task came twice.
+TOKENS_A_WORD = {"English": (0.7 * 1.3, 1.5 * 1.3), "other": (0.7 * 1.6, 1.5 * 3.0)}
+TOKENS_OF_JSON = 20
+TOKENS_A_TASK = (20, 40)
+BRAINSTORMS = (1.4, 7.5)
+WORDS_OF_UNIT = {"phrase": 6, "sentence": 18, "passage": 80}
 
 
 # ------------------------------------------------------------------------------------------ after every run
@@ -86,8 +93,9 @@ def print_report(report: dict, out) -> None:
     if ledger:                                     # recorded answers have used none here
         print(f"{'tokens':24}{ledger['tokens']:>12,}{PAPER['tokens']:>14,}")
     types = report.get("type", {})
-    for name, paper in PAPER["type"].items():
-        print_shares(name, types.get(name, 0), types.values(), paper, sum(PAPER["type"].values()))
+    for name in [*PAPER["type"], *(name for name in types if name not in PAPER["type"])]:
+        print_shares(name, types.get(name, 0), types.values(), PAPER["type"].get(name, 0),
+                     sum(PAPER["type"].values()))
     languages = report.get("language", {})
     others = {name: number for name, number in languages.items() if name not in PAPER["language"]}
     for name, paper in PAPER["language"].items():
@@ -113,31 +121,64 @@ def listed(counts: dict) -> str:
 
 # ----------------------------------------------------------------------------------------- before any run
 
-def estimate(sample: list, examples: int, brainstorms: int, args) -> None:
-    """Print one message of each kind, and what the whole job will take: tokens, money, time.
+def estimate(sample: list, examples: int, brainstorms: int, task_types: dict, args) -> None:
+    """Print one message of each kind, and what the whole job will take: tokens, money, time, from LOW to
+    HIGH.
 
-    sample: (request, message) pairs, some of the examples + brainstorms requests of the job.
-    args: prices, max_answer_tokens, concurrency.
+    sample: (request, message) pairs: some of the `examples` requests of step 2, and some brainstorms.
+    brainstorms: how many would do if each task were new. args: prices, max_answer_tokens, concurrency.
     """
     printed = set()
-    tokens = Counter()                             # as in the ledger: {(model, "in" or "out"): tokens}
+    drawn = Counter(request["step"] for request, _ in sample)
+    ends = []                                      # LOW and HIGH: (tokens, requests, brainstorms)
+    for end in (0, 1):
+        number = {"generate": examples, "brainstorm": math.ceil(brainstorms * BRAINSTORMS[end])}
+        tokens = Counter()                         # as in the ledger: {(model, "in" or "out"): tokens}
+        for request, message in sample:
+            scale = number[request["step"]] / drawn[request["step"]]
+            answer = min(answer_tokens(request, task_types)[end], args.max_answer_tokens)
+            tokens.update(tokens_of(request["model"], scale * estimate_tokens(message), scale * answer))
+        ends.append((tokens, sum(number.values()), number["brainstorm"]))
     for request, message in sample:
-        step, kind = request["step"], request["type"]
-        if (step, kind) not in printed:
-            printed.add((step, kind))
-            print(f"--- {kind}, {step}, id {request['id']} ---\n{message}")
-        answer_tokens = ANSWER_TOKENS["brainstorm" if step == "brainstorm" else kind]
-        tokens.update(tokens_of(request["model"], estimate_tokens(message), answer_tokens))
-    requests = examples + brainstorms
-    scale = requests / len(sample)
-    used = Counter()
-    usd = 0.0
-    for (model, side), number in tokens.items():
-        used[side] += round(scale * number)
-        usd += scale * number * args.prices.get((model, side), 0)
-    hours = (used["out"] / 50 + requests) / args.concurrency / 3600
-    print(f"--- estimate for {examples:,} examples and about {brainstorms:,} brainstorms ---")
-    print(f"tokens: {used['in']:,} in, {used['out']:,} out (answers as long as the recorded ones; at most "
-          f"{requests * args.max_answer_tokens:,} out)")
-    print(f"money: ${usd:,.2f}" + ("" if args.prices else " (no --price given)"))
-    print(f"time: {hours:.1f} h with --concurrency {args.concurrency}, at 1 s an answer and 20 ms a token")
+        if (request["step"], request["type"]) not in printed:
+            printed.add((request["step"], request["type"]))
+            print(f"--- {request['type']}, {request['step']}, id {request['id']} ---\n{message}")
+
+    used_in, used_out, usd, hours = [], [], [], []
+    for tokens, requests, _ in ends:
+        used_in.append(sum(number for (_, side), number in tokens.items() if side == "in"))
+        used_out.append(sum(number for (_, side), number in tokens.items() if side == "out"))
+        usd.append(sum(number * args.prices.get(key, 0) for key, number in tokens.items()))
+        hours.append((used_out[-1] / 50 + requests) / args.concurrency / 3600)
+    print(f"--- estimate for {examples:,} examples and {ends[0][2]:,} to {ends[1][2]:,} brainstorms ---")
+    most = ends[1][1] * args.max_answer_tokens
+    print(f"tokens: {used_in[0]:,.0f} to {used_in[1]:,.0f} in, "
+          f"{used_out[0]:,.0f} to {used_out[1]:,.0f} out, "
+          f"by the lengths that the messages ask for (at most {most:,} out)")
+    print(f"money: ${usd[0]:,.2f} to ${usd[1]:,.2f}" + ("" if args.prices else " (no --price given)"))
+    print(f"time: {hours[0]:.1f} to {hours[1]:.1f} h with --concurrency {args.concurrency}, "
+          "at 1 s an answer and 20 ms a token")
+
+
+def answer_tokens(request: dict, task_types: dict) -> tuple[float, float]:
+    """How long the answer to a request may be, at least and at most."""
+    params = request["params"]
+    if request["step"] == "brainstorm":
+        return tuple(params["num_tasks"] * tokens for tokens in TOKENS_A_TASK)
+    low, high = TOKENS_A_WORD["English" if params.get("language") == "English" else "other"]
+    words = words_asked(task_types[request["type"]], params)
+    return TOKENS_OF_JSON + words * low, TOKENS_OF_JSON + words * high
+
+
+def words_asked(task_type: dict, params: dict) -> int:
+    """The words that all texts of an answer should have together.
+
+    >>> words_asked({"keys": ["q", "d"], "words": ["size", 30]}, {"size": "5 to 15 words"})
+    45
+    """
+    total = 0
+    for asked in task_type.get("words", [40] * len(task_type["keys"])):
+        value = params.get(asked, asked)           # a placeholder's, or the number itself
+        numbers = [int(number) for number in re.findall(r"\d+", str(value))]
+        total += WORDS_OF_UNIT.get(value) or max(numbers, default=40)
+    return total

@@ -3,11 +3,13 @@ import json
 import re
 from types import SimpleNamespace
 
+import pytest
+
 import generate
 from answers import PROMPTS, RECORDED
 from fault_server import FaultServer
 from plumbing.answers import reject_if
-from plumbing.report import PAPER, Counts, estimate, print_report
+from plumbing.report import PAPER, Counts, estimate, print_report, words_asked
 
 
 def example_of(kind="sts", query="four", language="English"):
@@ -63,15 +65,40 @@ def test_the_report_of_the_recorded_answers(tmp_path):
     assert report["ledger"] == {}
 
 
+def test_a_replay_has_used_no_tokens(capsys):
+    print_report({"examples": 4, "distinct prompts": 3, "ledger": {}}, "x.jsonl")
+    assert "tokens" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("params, words", [
+    ({"query_length": "fewer than 5 words", "num_words": 300}, 5 + 2 * 300),
+    ({"query_length": "5 to 15 words", "num_words": 50}, 15 + 2 * 50),
+])
+def test_words_asked_for(params, words):
+    assert words_asked(PROMPTS["task_types"]["short-long"], params) == words
+    assert words_asked(PROMPTS["task_types"]["sts"], {"unit": "passage"}) == 3 * 80
+    assert words_asked(PROMPTS["task_types"]["long-short"], {"num_words": "at least 200"}) == 206
+    assert words_asked({"keys": ["a", "b"]}, {}) == 80     # a type that does not say
+
+
 def test_an_estimate_by_hand(capsys):
-    request = {"id": 0, "step": "generate", "type": "sts", "model": "m"}
+    """Ten requests of 3 * 18 words, 1.3 tokens each; two brainstorms if all were new, so 3 to 15 of them."""
+    sts = {"id": 0, "step": "generate", "type": "sts", "model": "m",
+           "params": {"unit": "sentence", "language": "English"}}
+    brainstorm = {"id": "x-b0", "step": "brainstorm", "type": "x", "model": "m", "params": {"num_tasks": 20}}
     prices = {("m", "in"): 0.5, ("m", "out"): 0.25}
     args = SimpleNamespace(prices=prices, max_answer_tokens=1000, concurrency=2)
-    estimate([(request, "x" * 39)] * 2, examples=10, brainstorms=2, args=args)
+    sample = [(sts, "x" * 39)] * 2 + [(brainstorm, "y" * 7)]
+    estimate(sample, examples=10, brainstorms=2, task_types=PROMPTS["task_types"], args=args)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["--- sts, generate, id 0 ---", "x" * 39]
-    assert "tokens: 120 in, 1,296 out" in lines[3] and "at most 12,000 out" in lines[3]
-    assert lines[4] == f"money: ${120 * 0.5 + 1296 * 0.25:.2f}"
+    assert lines[:4] == ["--- sts, generate, id 0 ---", "x" * 39, "--- x, brainstorm, id x-b0 ---", "y" * 7]
+    assert lines[4] == "--- estimate for 10 examples and 3 to 15 brainstorms ---"
+    low = 10 * (20 + 54 * 0.7 * 1.3) + 3 * 20 * 20
+    high = 10 * (20 + 54 * 1.5 * 1.3) + 15 * 20 * 40
+    assert lines[5].startswith(f"tokens: {10 * 10 + 3 * 2} to {10 * 10 + 15 * 2} in, "
+                               f"{low:,.0f} to {high:,.0f} out, ")
+    assert lines[5].endswith("(at most 25,000 out)")
+    assert lines[6] == f"money: ${106 * 0.5 + low * 0.25:,.2f} to ${130 * 0.5 + high * 0.25:,.2f}"
 
 
 def test_report_and_dry_run_use_no_network(live, monkeypatch, capsys):
@@ -89,7 +116,13 @@ def test_report_and_dry_run_use_no_network(live, monkeypatch, capsys):
     assert sorted(live.folder.parent.rglob("*")) == before
     for template in PROMPTS["templates"].values():
         assert template.splitlines()[-1] in text
-    figures = re.search(r"([\d,]+) in, ([\d,]+) out", text).groups()
-    tokens_in, tokens_out = (int(figure.replace(",", "")) for figure in figures)
-    assert 60e6 < tokens_in < 140e6 and 90e6 < tokens_out < 200e6      # the paper: about 180 million in all
-    assert f"${tokens_in / 1e6 + 2 * tokens_out / 1e6:,.2f}"[:-3] in text
+    numbers = [float(number.replace(",", "")) for number in re.findall(r"[\d,]{2,}\.?\d*", text.split("estimate")[1])]
+    _, brainstorms_low, brainstorms_high, in_low, in_high, out_low, out_high = numbers[:7]
+    naive = 150_000 / PROMPTS["num_tasks"]
+    assert brainstorms_low >= 1.4 * naive and brainstorms_high >= 7.5 * naive
+    assert 60e6 < in_low < in_high < 140e6
+    # By the mean lengths in values.json, 390 words an answer, two fifths of them English.
+    assert 500_000 * 390 * 0.6 < out_low < 500_000 * 390 * 1.3 < out_high < 500_000 * 390 * 4.5
+    money = re.search(r"money: \$([\d,.]+) to \$([\d,.]+)", text).groups()
+    low, high = (float(figure.replace(",", "")) for figure in money)
+    assert abs(low - (in_low + 2 * out_low) / 1e6) < 1 and abs(high - (in_high + 2 * out_high) / 1e6) < 1
