@@ -359,6 +359,8 @@ def meta_run(base, data, tmp_path, monkeypatch):
 def test_a_step_stays_on_its_device_and_waits_for_it_once(meta_run):
     run, batch = meta_run
     with OneDevice():
+        train.worst_step(run)
+        assert run.waits == 0
         line = train.training_step(run, batch, 0.0)
     assert run.waits == 1 and {"loss", "grad_norm", "tokens", "lr"} <= line.keys()
     assert all(state["exp_avg"].device.type == "meta" for state in run.optimizer.state.values())

@@ -179,8 +179,8 @@ def draw_study(args):
     size = 13, 2.6 + 0.4 * max(6, len(rows))
     figure, axes = plt.subplots(2, 4, figsize=size, sharex=True, sharey=True, layout="constrained")
     subset = (study.get("common") or {}).get("subset", "all")
-    figure.suptitle(f"Scores times 100 of the study's rows, by category; test sets: {subset}. Lines: one standard "
-                    "deviation over seeds, either way. *: one run, so no deviation. -: no score",
+    figure.suptitle(f"Scores times 100 of the study's rows, by category; test sets: {subset}. Lines: one "
+                    "standard deviation over seeds, either way. *: one run, so no deviation. -: no score",
                     x=0.01, ha="left", fontsize=10)
     for number, (key, axis) in enumerate(zip(("Average", *CATEGORIES), axes.flat)):
         scores = [row["mean"].get(key) for row in rows.values()]

@@ -108,8 +108,8 @@ def mine(args, embedder: Embedder, examples: Examples, out) -> tuple[int, int, i
     corpus = Corpus(examples, args.corpus)
     first, last = args.ranks
     check(len(corpus) > first,
-          f"the corpus has {len(corpus)} texts, so that none stands at --ranks {first} to {last} of a query: "
-          "--ranks 1 20, or more texts by --corpus")
+          f"the corpus has {len(corpus)} texts, so that none stands at --ranks {first} to {last} of a "
+          "query: --ranks 1 20, or more texts by --corpus")
     mined = short = none = 0
     device = embedder.device
     with tempfile.TemporaryDirectory(dir=args.out.parent, suffix=".tmp") as folder:

@@ -170,7 +170,8 @@ def test_the_training_reads_what_was_mined(base, data, tmp_path):
     (("--ranks", 5, 4), "--ranks 5 4"), (("--ranks", 0, 4), "--ranks: 0: must be above 0"),
     (("--negatives", 0), "--negatives: 0: must be above 0"), (("--chunk", 0), "--chunk: 0: must be above 0"),
     (("--margin", "nan"), "--margin: nan: must be a finite number"),
-    (("--corpus", "none.txt"), "--corpus none.txt: no such file"), (("--out", "no/where.jsonl"), "no/where.jsonl"),
+    (("--corpus", "none.txt"), "--corpus none.txt: no such file"),
+    (("--out", "no/where.jsonl"), "no/where.jsonl"),
     (("--dtype", "int8"), "int8"),
 ])
 def test_user_errors_are_one_line(base, data, tmp_path, capsys, more, complaint):
