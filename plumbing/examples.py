@@ -2,8 +2,9 @@
 
     {"prompt": instruction, "query": text, "pos": [texts], "neg": [texts], "type": task type}
 
-Only query and pos must be there; other keys are not read, and counted. Files may hold many gigabytes: one pass notes where each line starts, and a
-line is read again when its batch comes. Memory holds 32 bytes an example, and 16 for each of its positives.
+Only query and pos must be there; other keys are not read, and counted. Files may hold many gigabytes: one
+pass notes where each line starts, and a line is read again when its batch comes. Memory holds 32 bytes an
+example, and 16 for each of its positives.
 """
 import hashlib
 from array import array

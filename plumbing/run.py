@@ -142,7 +142,7 @@ class Run:
         print0(f"data     {len(examples):,} examples of {len(examples.group_names)} groups, "
                f"{examples.with_negatives:,} with negatives, {examples.skipped:,} lines skipped")
         for key, lines in sorted(examples.unread.items()):
-            print0(f"warning  {key!r}, in {lines:,} lines, is no key of an example ({', '.join(SCHEMA)}) and is not read")
+            print0(f"warning  {key!r}, in {lines:,} lines, is no key of an example ({', '.join(SCHEMA)})")
         if self.steps < args.warmup_steps:
             print0(f"warning  {self.steps} steps are fewer than the {args.warmup_steps} of --warmup-steps: "
                    f"the rate never comes to --lr {args.lr:g}: more data or epochs, or a smaller "

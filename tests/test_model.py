@@ -342,7 +342,7 @@ def test_compiled_blocks_do_not_fall_back_to_eager(folder, embedder, monkeypatch
                     with torch.set_grad_enabled(train):        # the fresh adapter changes nothing
                         assert relative(ours.embed(ids), embedder.embed(ids)) <= TOLERANCE
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        for length in (31, 37, 45):                            # two windows, as 30 has: no graph for each length
+        for length in (31, 37, 45):                    # two windows, as 30 has: no graph for each length
             ours.embed(random_ids(3, length, 32000).tolist())
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 

@@ -340,7 +340,8 @@ def meta_run(base, data, tmp_path, monkeypatch):
     decoder.add_lora(4, 8, 0.1)
     decoder.train()
     embedder = Embedder(decoder, load_tokenizer(base, 32000), max_length=32)
-    monkeypatch.setattr(sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: ["meta"])
+    torch_optimizer = sys.modules["torch.optim.optimizer"]
+    monkeypatch.setattr(torch_optimizer, "_get_fused_kernels_supported_devices", lambda: ["meta"])
     optimizer = torch.optim.AdamW(decoder.lora_parameters().values(), lr=args.lr, fused=True)
     examples = Examples([str(data)])
     run = Run(args, embedder, optimizer, examples, 1)
@@ -358,6 +359,8 @@ def meta_run(base, data, tmp_path, monkeypatch):
 def test_a_step_stays_on_its_device_and_waits_for_it_once(meta_run):
     run, batch = meta_run
     with OneDevice():
+        train.worst_step(run)
+        assert run.waits == 0
         line = train.training_step(run, batch, 0.0)
     assert run.waits == 1 and {"loss", "grad_norm", "tokens", "lr"} <= line.keys()
     assert all(state["exp_avg"].device.type == "meta" for state in run.optimizer.state.values())
@@ -365,7 +368,7 @@ def test_a_step_stays_on_its_device_and_waits_for_it_once(meta_run):
 
 @pytest.mark.parametrize("name, changed", [
     ("spread", lambda vectors: torch.tensor(vectors.mean().item())),                           # waits
-    ("to_device", lambda tensor, device: tensor),                                              # stays on the CPU
+    ("to_device", lambda tensor, device: tensor),                                  # stays on the CPU
     ("chunks_to_keep", lambda chunks, tokens: int(chunks[0].indices.max())),                   # waits
 ])
 def test_what_waits_or_strays_is_seen(meta_run, monkeypatch, name, changed):

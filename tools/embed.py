@@ -39,7 +39,7 @@ def read_lines(file):
 
 
 def encoded(embedder: Embedder, texts, prompt: str, at_once: int, dim: int | None = None):
-    """Yield (texts, vectors [n, D]) for the next `at_once` texts, again and again; say on stderr how many."""
+    """Yield (texts, vectors [n, D]) for the next `at_once` texts, again and again; tell stderr how many."""
     texts = iter(texts)
     done, start = 0, time.monotonic()
     said = start
@@ -117,8 +117,8 @@ def main(argv=None):
         sub.add_argument("model", help="a run, a Hugging Face folder or an exported one")
         sub.add_argument("--prompt", help="the instruction (encode: none unless given; search: web search)")
         sub.add_argument("--max-length", type=positive(int),
-                         help="tokens a text, BOS and EOS included (default: as an exported folder says, else 512)")
-        sub.add_argument("--pooling", choices=POOLINGS, help="default: as the run or the export says, else last")
+                         help="tokens a text, BOS and EOS included (default: as an export says, else 512)")
+        sub.add_argument("--pooling", choices=POOLINGS, help="default: as run or export say, else last")
         sub.add_argument("--dim", type=int, help="keep the first so many values (Matryoshka)")
         sub.add_argument("--dtype", help="float32, bfloat16, float16 (default: float32 on a CPU)")
         sub.add_argument("--device", help="default: cuda where there is one")

@@ -167,7 +167,7 @@ def draw_scores(args):
 
 
 def draw_study(args):
-    """The average and each category: a panel each, all on one scale, a bar a row, its spread over seeds on it."""
+    """The average and each category: a panel each on one scale, a bar a row, its spread over seeds on it."""
     path = args.files[0]
     check(len(args.files) == 1, f"plot.py study: takes one study.json, not {len(args.files)}")
     study = read_json(path)
@@ -178,9 +178,9 @@ def draw_study(args):
     names = [name if any(row["spread"].values()) else f"{name} *" for name, row in rows.items()]
     size = 13, 2.6 + 0.4 * max(6, len(rows))
     figure, axes = plt.subplots(2, 4, figsize=size, sharex=True, sharey=True, layout="constrained")
-    subset = (study.get("common") or {}).get("subset", "")
-    figure.suptitle(f"Scores times 100 of the study's rows, by category{f', on its subset {subset!r}' if subset else ''}. "
-                    "Lines: one standard deviation over seeds, either way. *: one run, so no deviation. -: no score",
+    subset = (study.get("common") or {}).get("subset", "all")
+    figure.suptitle(f"Scores times 100 of the study's rows, by category; test sets: {subset}. Lines: one "
+                    "standard deviation over seeds, either way. *: one run, so no deviation. -: no score",
                     x=0.01, ha="left", fontsize=10)
     for number, (key, axis) in enumerate(zip(("Average", *CATEGORIES), axes.flat)):
         scores = [row["mean"].get(key) for row in rows.values()]

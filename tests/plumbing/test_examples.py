@@ -55,7 +55,8 @@ def test_a_bad_line_is_named_or_counted(tmp_path, line, words):
 
 def test_keys_that_nobody_reads_and_negatives_are_counted(tmp_path):
     more = [{"negs": ["n"]}, {"negs": ["n"], "language": "en", "id": 3}, {"score": 1, "neg": [" "]}, {}]
-    examples = Examples([str(write_lines(tmp_path / "a.jsonl", [record(i, **m) for i, m in enumerate(more)]))])
+    path = write_lines(tmp_path / "a.jsonl", [record(i, **keys) for i, keys in enumerate(more)])
+    examples = Examples([str(path)])
     assert examples.unread == {"negs": 2, "score": 1} and examples.with_negatives == 3
 
 

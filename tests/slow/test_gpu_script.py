@@ -9,8 +9,8 @@ def test_every_measurement_reports(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [s["exit_code"] for s in summary.values()] == [0] * 15 and list(summary)[0] == "base"
-    for name, sizes in (("train", [64, 128]), ("cudnn", [64]), ("cudnn_padded", [64]), ("padded", [64]), ("eager", [64]),
-                        ("paper_batch_22gib", [64]), ("encode", [64, 128]),
+    for name, sizes in (("train", [64, 128]), ("cudnn", [64]), ("cudnn_padded", [64]), ("padded", [64]),
+                        ("eager", [64]), ("paper_batch_22gib", [64]), ("encode", [64, 128]),
                         ("fp8_train", [64]), ("fp8_encode", [64])):
         found = json.loads((tmp_path / f"{name}.json").read_text())["found"]
         assert [one["tokens_per_chunk"] for one in found] == sizes

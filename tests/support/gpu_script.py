@@ -5,8 +5,8 @@ import sys
 
 from scripts import ROOT
 
-STEPS = ("base train cudnn cudnn_padded padded eager encode paper_batch_22gib peer fp8_train fp8_encode small_base padding "
-         "fp8_effect memory")
+STEPS = ("base train cudnn cudnn_padded padded eager encode paper_batch_22gib peer fp8_train fp8_encode "
+         "small_base padding fp8_effect memory")
 
 
 def gpu_sh(out, *arguments, steps=STEPS):

@@ -1,7 +1,7 @@
 """A GPU for tests on a machine without one: tensors on `meta`, which have shapes and no numbers.
 
-Whatever would wait for the GPU's numbers (.item(), .tolist(), .cpu(), a Python `if`) raises there by itself, and
-`OneDevice` sees to it that no operation mixes tensors of two devices.
+Whatever would wait for the GPU's numbers (.item(), .tolist(), .cpu(), a Python `if`) raises there by itself,
+and `OneDevice` sees to it that no operation mixes tensors of two devices.
 """
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,7 +11,7 @@ COPIES = (torch.ops.aten._to_copy, torch.ops.aten.copy_)
 
 
 class OneDevice(TorchDispatchMode):
-    """with OneDevice(): each operation's tensors, scalars and copies aside, are on one device, or AssertionError."""
+    """with OneDevice(): AssertionError where an operation, copies aside, reads tensors of two devices."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         devices = set()

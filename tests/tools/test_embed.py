@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import Embedder
+from model import Decoder, Embedder
 from scripts import ROOT, complaint
 from tiny import relative
 from tools import embed as tool
@@ -121,6 +121,25 @@ def test_mistakes_are_one_line_and_leave_nothing(smollm2, docs, tmp_path, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["docs.txt"]
 
 
+@pytest.mark.parametrize("verb", ["encode", "search"])
+def test_vectors_that_are_no_numbers_are_one_line(smollm2, docs, tmp_path, monkeypatch, capsys, verb):
+    monkeypatch.setattr(Decoder, "forward", lambda self, ids: torch.full((*ids.shape, 576), torch.nan))
+    monkeypatch.setattr(sys, "stdin", open(docs))
+    more = ["--out", tmp_path / "v.npy"] if verb == "encode" else ["--docs", docs, "tea"]
+    assert "NaN or infinity" in complaint(capsys, tool.main, verb, smollm2, "--device", "cpu", *more)
+    assert [path.name for path in tmp_path.iterdir()] == ["docs.txt"]
+
+
+def test_progress_is_told_on_stderr(embedder, monkeypatch, capsys):
+    assert sum(len(texts) for texts, _ in tool.encoded(embedder, LINES, "", 3)) == 8
+    assert capsys.readouterr().err == ""                               # within five seconds
+    monkeypatch.setattr(tool, "EVERY", -1)
+    assert sum(len(texts) for texts, _ in tool.encoded(embedder, LINES, "", 3)) == 8
+    said = capsys.readouterr()
+    told = [line.split(" texts")[0].strip() for line in said.err.splitlines()]
+    assert said.out == "" and told == ["3", "6", "8"]
+
+
 def test_every_option_reaches_the_embedder(docs, monkeypatch, capsys):
     said = []
 
@@ -140,5 +159,6 @@ def test_every_option_reaches_the_embedder(docs, monkeypatch, capsys):
     tool.main(["search", "m", "--docs", str(docs), "--prompt", "Find tea", "--max-length", "99",
                "--dim", "7", "--dtype", "float16", "--device", "cuda:1", "--compile", "--at-once", "5",
                "--pooling", "mean", "a", "b"])
-    assert said == [("m", {"device": "cuda:1", "dtype": "float16", "max_length": 99, "pooling": "mean"}), True,
+    options = {"device": "cuda:1", "dtype": "float16", "max_length": 99, "pooling": "mean"}
+    assert said == [("m", options), True,
                     (2, "Find tea", 7), (5, "", 7), (3, "", 7)]

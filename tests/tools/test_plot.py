@@ -95,7 +95,8 @@ def test_a_negative_score_has_its_bar_and_its_label(files):
 def test_a_study_has_a_panel_a_category_and_a_bar_a_row(files):
     axes = draw("study", files / "study.json").axes
     panels = {axis.get_title(loc="left"): axis for axis in axes}
-    assert len(panels) == 8 and [t.get_text() for t in axes[0].get_yticklabels()] == ["base *", "ours", "bm25 *"]
+    assert len(panels) == 8
+    assert [t.get_text() for t in axes[0].get_yticklabels()] == ["base *", "ours", "bm25 *"]
     assert bar_labels(panels["Average of the seven"]) == ["40.0", "60.0", "-"]
     assert bar_labels(panels["STS"]) == ["-5.0", "70.0", "-"]
     assert bar_labels(panels["Retrieval"]) == ["-", "-", "50.0"]

@@ -12,8 +12,9 @@
 Speed and memory do not depend on what the weights are, only on shapes. tools/bench/gpu.sh runs all of it.
 
 Why --cudnn and --pad: from torch 2.11 on, attention prefers cuDNN on Hopper and newer, which builds a plan
-for each (texts, length) that it has not seen. The product switches it off (plumbing/checkpoint.py); padding to
-multiples would leave few shapes. "first_step_seconds" has the compiler's time too, "slowest_step_seconds" not.
+for each (texts, length) that it has not seen. The product switches it off (plumbing/checkpoint.py); padding
+to multiples would leave few shapes. The compiler's time is in "first_step_seconds", and not in
+"slowest_step_seconds".
 """
 import contextlib
 import json
@@ -75,10 +76,10 @@ def precision(s: dict):
 
 
 def set_up(s: dict) -> set:
-    """What --cudnn and --pad change, in this process alone -> the shapes [texts, length] that will be embedded."""
+    """What --cudnn and --pad change, in this process alone -> the shapes (texts, length) as they are met."""
     if s["cudnn"]:
         torch.backends.cuda.enable_cudnn_sdp(True)
-        torch.backends.cuda.enable_cudnn_sdp = lambda enabled: None            # the product would switch it off
+        torch.backends.cuda.enable_cudnn_sdp = lambda enabled: None        # the product would switch it off
     shapes, forward = set(), Decoder.forward
 
     def padded(decoder, ids):
@@ -115,8 +116,9 @@ def measure_train(s: dict) -> dict:
                   "reserved_bytes": torch.cuda.max_memory_reserved()}
     else:
         memory = {"peak_bytes": peak_bytes()}
+    slowest = max(line["seconds"] for line in timed)
     return {**s, **figures, **memory, "tokens": log[-1]["tokens"], "shapes": len(shapes),
-            "first_step_seconds": log[0]["seconds"], "slowest_step_seconds": max(line["seconds"] for line in timed)}
+            "first_step_seconds": log[0]["seconds"], "slowest_step_seconds": slowest}
 
 
 def measure_encode(s: dict) -> dict:

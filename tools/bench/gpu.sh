@@ -1,8 +1,8 @@
 #!/bin/bash
 # tools/bench/gpu.sh: all GPU checks and measurements in one call, the first the most important.
 #
-#     OUT=results/gpu bash tools/bench/gpu.sh    # one GPU of 80 GB or more, 30 GB of disk, at most 26 minutes
-#     STEPS="tests base train cudnn cudnn_padded" bash tools/bench/gpu.sh    # at most 10 minutes, in this order
+#     OUT=results/gpu bash tools/bench/gpu.sh    # one GPU of 80 GB, 30 GB of disk, at most 26 minutes
+#     STEPS="tests base train cudnn cudnn_padded" bash tools/bench/gpu.sh                # at most 10 minutes
 #     STEPS="base padded eager encode paper_batch_22gib" bash tools/bench/gpu.sh         # 9 more; its own base
 #     STEPS="base peer fp8_train fp8_encode small_base padding" bash tools/bench/gpu.sh  # 10 more
 #     OUT=/tmp/dry bash tools/bench/gpu.sh --dry     # tiny sizes on a CPU: is the plumbing sound?
@@ -65,8 +65,8 @@ step base 90 "$PYTHON" -m tools.bench.gpu base "$BASE" --shape $SHAPE --rows $RO
 TRAIN=("$PYTHON" -m tools.bench.gpu train "$BASE" $COMMON --batch-size $BATCH --steps $TRAIN_STEPS
     --tokens-per-chunk)
 step train 140 "${TRAIN[@]}" $CHUNKS --json "$OUT/train.json"
-# The same with cuDNN's attention, which builds a plan a shape; with few shapes; with few shapes and without cuDNN
-# (what padding costs); without the compiler.
+# The same with cuDNN's attention, which builds a plan a shape; with few shapes; with few shapes and no cuDNN,
+# which tells what padding costs; without the compiler.
 step cudnn 120 "${TRAIN[@]}" ${CHUNKS%% *} --cudnn --json "$OUT/cudnn.json"
 step cudnn_padded 90 "${TRAIN[@]}" ${CHUNKS%% *} --cudnn --pad 64 --json "$OUT/cudnn_padded.json"
 step padded 70 "${TRAIN[@]}" ${CHUNKS%% *} --pad 64 --json "$OUT/padded.json"

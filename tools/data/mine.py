@@ -4,12 +4,12 @@
     python -m tools.data.mine BASE nq.jsonl fever.jsonl --out mined.jsonl --ranks 30 200 --margin 0.05
     python -m tools.data.mine runs/demo pairs.jsonl --corpus documents.txt --out mined.jsonl
 
-The corpus is every distinct positive and negative of the files, and each line of --corpus. Each query ranks it by cosine; known
-positives of the same instruction and query, and the query's own text, leave the ranking; of what stands at
-ranks FIRST to LAST and scores at least --margin below the row's lowest positive, --negatives become the
-row's "neg" (what other tools noted beside the old ones, such as neg_scores, goes); a row for which there are
-none stays as it is. The best-ranked are often unlabelled positives: hence the window and the margin. The paper mined
-with another, smaller embedder (mE5-base); so may you.
+The corpus is every distinct positive and negative of the files, and each line of --corpus. Each
+query ranks it by cosine; known positives of the same instruction and query, and the query's own text, leave
+the ranking; of what stands at ranks FIRST to LAST and scores at least --margin below the row's lowest
+positive, --negatives become the row's "neg" (what other tools noted beside the old ones, such as neg_scores,
+goes); a row for which there are none stays as it is. The best-ranked are often unlabelled positives: hence
+the window and the margin. The paper mined with another, smaller embedder (mE5-base); so may you.
 
 Vectors of the corpus lie in a temporary file on the disk (4 * D bytes a text), texts stay in their files:
 memory holds one chunk of queries and of the corpus, and some 200 bytes a text while these are counted.
@@ -31,7 +31,7 @@ from tools.embed import read_lines
 
 
 class Corpus:
-    """The distinct texts of the examples, then of a file, numbered as they come; texts are read on demand."""
+    """The distinct texts of the examples, then of a file, numbered as they come; they are read on demand."""
 
     def __init__(self, examples: Examples, file: Path | None = None):
         self.examples = examples
@@ -104,10 +104,11 @@ def choose(scores, numbers, barred: set[int], ceiling: float, args, rng) -> list
 
 
 def mine(args, embedder: Embedder, examples: Examples, out) -> tuple[int, int, int]:
-    """Write every row with its mined negatives; returns how many, rows with fewer than wanted, rows with none."""
+    """Write every row with its mined negatives -> how many, rows with fewer than wanted, rows with none."""
     corpus = Corpus(examples, args.corpus)
-    check(len(corpus) > args.ranks[0],
-          f"the corpus has {len(corpus)} texts, so that none stands at --ranks {args.ranks[0]} to {args.ranks[1]} of a "
+    first, last = args.ranks
+    check(len(corpus) > first,
+          f"the corpus has {len(corpus)} texts, so that none stands at --ranks {first} to {last} of a "
           "query: --ranks 1 20, or more texts by --corpus")
     mined = short = none = 0
     device = embedder.device
@@ -139,10 +140,12 @@ def mine(args, embedder: Embedder, examples: Examples, out) -> tuple[int, int, i
                 if args.keep:
                     negatives = example["neg"] + [text for text in negatives if text not in example["neg"]]
                 row = raw_row(examples, i)
-                out.write(json.dumps(with_negatives(row, negatives) if chosen else row, ensure_ascii=False) + "\n")
+                if chosen:
+                    row = with_negatives(row, negatives)
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
             say(f"queries {rows.stop:,} of {len(examples):,}")
         del vectors
-    check(mined, f"no row has a text at --ranks {args.ranks[0]} to {args.ranks[1]} and --margin below its positive, of "
+    check(mined, f"no row has a text at --ranks {first} to {last} and --margin below its positive, of "
                  f"{len(corpus)} texts: --ranks 1 100, or a smaller --margin")
     return mined, short, none
 
@@ -210,7 +213,8 @@ def main(argv=None):
     replace_file(args.out, write)
     mined, short, none = counts[0]
     print(f"{args.out}: {len(examples):,} rows, {mined:,} negatives mined, {short:,} rows with fewer than "
-          f"{args.negatives}, {none:,} rows as they were, for want of any, {examples.skipped:,} lines skipped")
+          f"{args.negatives}, {none:,} rows as they were, for want of any, {examples.skipped:,} lines "
+          "skipped")
 
 
 if __name__ == "__main__":

@@ -132,7 +132,8 @@ def save_model(embedder: Embedder, base: Path, out: Path, dtype: str, prompts, s
     for name in ("dtype", "rope_scaling"):
         config.pop(name, None)
     # RoPE's base under both names: transformers 4 reads the first alone, and would take 10,000 without it.
-    config |= {"rope_theta": c.rope_theta, "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta}}
+    rope = {"rope_type": "default", "rope_theta": c.rope_theta}
+    config |= {"rope_theta": c.rope_theta, "rope_parameters": rope}
     config |= {"architectures": [f"{config['model_type'].capitalize()}Model"], "torch_dtype": dtype}
     write_json(out / "config.json", config)
     save_tokenizer(base, out, c.bos_token_id, c.eos_token_id, embedder.max_length)
@@ -170,8 +171,8 @@ def export(args) -> None:
             total = save_model(embedder, base, whole, dtype, prompts, args.shard_gb * 1e9)
             if args.compare:
                 again = Embedder.load(whole, device="cpu", dtype=dtype)
-                cosines = (again.encode(TEXTS) * embedder.encode(TEXTS)).sum(1)
-                print(f"merged against unmerged in {dtype}: worst cosine of {len(TEXTS)} texts {cosines.min():.5f}")
+                worst = (again.encode(TEXTS) * embedder.encode(TEXTS)).sum(1).min()
+                print(f"merged against unmerged in {dtype}: worst cosine of {len(TEXTS)} texts {worst:.5f}")
         os.rename(whole, args.out)
     if args.adapter:
         return print(f"{args.out}: the adapter in {args.dtype or 'bfloat16'}, for {embedder.base}")
@@ -187,7 +188,7 @@ def main(argv=None):
                         help="write PEFT's two files alone, in bfloat16 or --dtype")
     parser.add_argument("--dtype", choices=sorted(DTYPES.values()), help="default: as the base is stored")
     parser.add_argument("--max-length", type=positive(int),
-                        help="tokens a text, BOS and EOS included (default: as the model's folder says, else 512)")
+                        help="tokens a text, BOS and EOS included (default: as an export says, else 512)")
     parser.add_argument("--compare", action="store_true",
                         help="embed some texts with the adapter merged and not, and tell the worst cosine")
     parser.add_argument("--prompt", action="append", default=[], metavar="NAME=INSTRUCTION",

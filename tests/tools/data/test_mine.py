@@ -3,8 +3,9 @@ import functools
 import json
 
 import pytest
+import torch
 
-from model import Embedder
+from model import Decoder, Embedder
 from scripts import complaint as refusal, run_tool
 from tiny import random_model, save, tiny_config
 from tools.data import mine
@@ -114,7 +115,8 @@ def test_keep_appends_without_doubling(base, data, tmp_path):
 def test_what_was_noted_of_old_negatives_goes_with_them(base, tmp_path, capsys):
     noted = {"neg_scores": [0.5], "neg_ids": ["n1"], "pos_scores": [1.0]}
     rows = [{**row, "neg": ["old"], **noted} for row in ROWS]
-    mined = run(base, write_lines(tmp_path / "a.jsonl", rows), tmp_path / "out.jsonl", "--ranks", 1, 9, "--margin", 0.1)
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    mined = run(base, path, tmp_path / "out.jsonl", "--ranks", 1, 9, "--margin", 0.1)
     changed = [row for row, found in zip(rows, mined) if found != row]
     for row, found in zip(rows, mined, strict=True):
         if found == row:                                            # none below the margin: as it was
@@ -126,9 +128,9 @@ def test_what_was_noted_of_old_negatives_goes_with_them(base, tmp_path, capsys):
 
 def test_more_texts_come_from_a_file(base, data, tmp_path):
     (tmp_path / "docs.txt").write_bytes("a tea\r\n\nné map 3\n看书\na tea".encode())
-    flags = ("--ranks", 1, 99, "--negatives", 99)
+    flags = ("--ranks", 1, 99, "--negatives", 99, "--corpus", tmp_path / "docs.txt")
     known = {text for row in ROWS for text in row["pos"] + row["neg"]}
-    for row, found in zip(ROWS, run(base, data, tmp_path / "out.jsonl", *flags, "--corpus", tmp_path / "docs.txt")):
+    for row, found in zip(ROWS, run(base, data, tmp_path / "out.jsonl", *flags), strict=True):
         assert len(found["neg"]) == len(set(found["neg"]))
         assert set(found["neg"]) == (known | {"a tea", "né map 3", "看书"}) - set(row["pos"])
 
@@ -138,6 +140,12 @@ def test_a_corpus_too_small_for_the_window_is_refused(base, tmp_path, capsys):
     said = refusal(capsys, mine.main, *flags(base, few, tmp_path / "out.jsonl"))
     assert "the corpus has 6 texts, so that none stands at --ranks 11 to 100" in said
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_vectors_that_are_no_numbers_are_one_line(base, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Decoder, "forward", lambda self, ids: torch.full((*ids.shape, 32), torch.nan))
+    assert "NaN or infinity" in refusal(capsys, mine.main, *flags(base, data, tmp_path / "out.jsonl"))
+    assert [path.name for path in tmp_path.iterdir()] == ["data.jsonl"]
 
 
 def test_memory_is_a_chunk_not_the_corpus(base, data, tmp_path, monkeypatch):
@@ -162,7 +170,9 @@ def test_the_training_reads_what_was_mined(base, data, tmp_path):
     (("--ranks", 5, 4), "--ranks 5 4"), (("--ranks", 0, 4), "--ranks: 0: must be above 0"),
     (("--negatives", 0), "--negatives: 0: must be above 0"), (("--chunk", 0), "--chunk: 0: must be above 0"),
     (("--margin", "nan"), "--margin: nan: must be a finite number"),
-    (("--out", "no/where.jsonl"), "no/where.jsonl"), (("--corpus", "none.txt"), "--corpus none.txt: no such file"), (("--dtype", "int8"), "int8"),
+    (("--corpus", "none.txt"), "--corpus none.txt: no such file"),
+    (("--out", "no/where.jsonl"), "no/where.jsonl"),
+    (("--dtype", "int8"), "int8"),
 ])
 def test_user_errors_are_one_line(base, data, tmp_path, capsys, more, complaint):
     assert complaint in refusal(capsys, mine.main, *flags(base, data, tmp_path / "out.jsonl", *more))
