@@ -2,8 +2,9 @@
 
 Every function shows an example small enough to check by hand, and tests/plumbing/test_metrics.py compares it
 with scipy, scikit-learn or pytrec_eval on random data with ties. The procedures around them (which texts,
-with which instruction) are in evaluate.py, the two that are fitted in logistic.py and kmeans.py. Vectors are [n, d] float32 arrays; scores are floats from 0 to 1,
-correlations from -1 to 1, and nan where the reference's is undefined.
+with which instruction) are in evaluate.py, the two that are fitted in logistic.py and kmeans.py. Vectors are
+[n, d] float32 arrays; scores are floats from 0 to 1, correlations from -1 to 1, and nan where the
+reference's is undefined.
 """
 import math
 from collections import Counter, defaultdict

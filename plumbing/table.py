@@ -55,7 +55,7 @@ def read_benchmark(name: str) -> dict:
         parts = [f"{task}/{part}" for part in table["tasks"][task].get("parts", ())]
         benchmark["parts"][task] = parts or [task]
     released = benchmark["published"].get("E5-mistral")
-    if released:                                         # the only system with scores by task
+    if released and "tasks" not in released:             # the only system with scores by task
         released["tasks"] = {task: table["tasks"][task]["released"] for task in benchmark["tasks"]}
     return benchmark
 

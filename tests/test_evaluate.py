@@ -88,6 +88,19 @@ def test_clustering(tmp_path):
     assert scores["v_measure"] == scores["main_score"] == pytest.approx((2 + mutual / entropy) / 3)
 
 
+def test_bootstrapped_clustering_takes_a_share_of_all_sets_and_each_level_of_labels(tmp_path, monkeypatch):
+    """Half of 40 documents, 2 levels, 3 draws each. k-means finds the first level whole and the second half: its
+    labels say nothing of the vectors."""
+    monkeypatch.setattr(evaluate, "BOOTSTRAP", 200)
+    sets = [{"sentences": [f"{i}"] * 10, "labels": [f"{i}.x", f"{i}.y"] * 5} for i in range(4)]
+    embedder = Drawn({f"{i}": [math.cos(i), math.sin(i)] for i in range(4)})
+    task = {"kind": "clustering", "bootstraps": 3, "sampled_share": 0.5, "levels": True}
+    scores = details(tmp_path, task, embedder, test=sets)
+    assert scores["v_measures"][:3] == pytest.approx([1, 1, 1]) and len(scores["v_measures"]) == 6
+    assert max(scores["v_measures"][3:]) < 0.3 and scores["main_score"] == pytest.approx(
+        sum(scores["v_measures"]) / 6)
+
+
 def test_summarization(tmp_path):
     """Best cosines 1, 0.707, 0 and ratings as for STS: rho is 0.5, and its p-value, of three, 2/3."""
     row = {"human_summaries": ["south", "east"], "machine_summaries": ["as east", "north-east", "north"]}

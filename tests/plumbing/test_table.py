@@ -79,3 +79,12 @@ def test_a_task_with_an_undefined_part_has_no_score_and_is_in_no_mean():
     scores = {"A/de": 0.2, "A/fr": None, "B": 0.6}
     means = averages(scores, dict.fromkeys(scores, "STS"))
     assert means == {"average": 0.6, "categories": {"STS": 0.6}, "tasks": {"A": None, "B": 0.6}}
+
+
+def test_the_newer_english_list_has_the_released_models_scores():
+    """Its average on mteb's leaderboard is 67.97."""
+    benchmark = read_benchmark("eng-v2")
+    released = benchmark["published"]["E5-mistral"]
+    assert len(benchmark["tasks"]) == len(released["tasks"]) == 41 and released["average"] == 0.6797
+    assert sum(released["tasks"].values()) / 41 == pytest.approx(0.6797, abs=1e-4)
+    assert released["tasks"]["STSBenchmark"] == 0.886

@@ -2,6 +2,7 @@
 
     python -m tools.eval.hub STSBenchmark SciFact --out data/mteb
     python -m tools.eval.hub eng-v1                     # a benchmark of prompts/tasks.json: all of its tasks
+    python -m tools.eval.hub eng-v2                     # mteb's newer English list
     python -m tools.eval.hub SciFact --zip scifact.zip  # from a BEIR archive instead
 
 prompts/tasks.json names repository, revision, split and instruction of each task. `hf download` fetches and
@@ -17,7 +18,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
+
+import numpy as np
 
 from plumbing.errors import Parser, UserError, check, command
 from plumbing.files import read_json, read_jsonl, read_lines, write_json, write_jsonl
@@ -191,6 +195,43 @@ def as_reranking(folder: Path, split: str, subset: str | None, sub_queries=False
         yield {**row, "query": row["query"] if sub_queries else row["query"][0]}
 
 
+def as_documents(rows, task: dict) -> dict:
+    """Sets of a clustering task -> one, prepared as mteb's newer tasks are before anything is drawn from them.
+
+    task: `drop_single_labels` leaves out labels that stand there once; `documents` takes so many, drawn at random or,
+    if `stratified`, of each label its share.
+    """
+    sentences, labels = [], []
+    for row in rows:
+        one = isinstance(row["sentences"], str)                      # some uploads have one document a row
+        sentences += [row["sentences"]] if one else row["sentences"]
+        labels += [row["labels"]] if one else row["labels"]
+    numbers = list(range(len(sentences)))
+    if task.get("drop_single_labels"):
+        count = Counter(labels)
+        numbers = [number for number in numbers if count[labels[number]] > 1]
+    if task.get("documents", len(numbers)) < len(numbers):
+        chosen = stratified if task.get("stratified") else shuffled
+        numbers = [numbers[i] for i in chosen([labels[number] for number in numbers], task["documents"])]
+    return {"sentences": [sentences[number] for number in numbers], "labels": [labels[number] for number in numbers]}
+
+
+def shuffled(labels: list, size: int) -> list[int]:
+    return np.random.default_rng(42).permutation(len(labels))[:size].tolist()
+
+
+def stratified(labels: list, size: int) -> list[int]:
+    """Row numbers, as the package that mteb reads its data with draws them."""
+    try:
+        from datasets import ClassLabel, Dataset
+    except ImportError:
+        raise MissingPackage("a stratified sample: `pip install datasets`") from None
+    names = [str(label) for label in labels]
+    data = Dataset.from_dict({"number": range(len(names)), "label": names})
+    data = data.cast_column("label", ClassLabel(names=sorted(set(names))))
+    return data.train_test_split(test_size=size, seed=42, stratify_by_column="label")["test"]["number"]
+
+
 def convert(source: Path, out: Path, name: str, task: dict) -> None:
     """Write the task folder `out` from a repository's or an archive's files, whole or not at all."""
     part = out.with_name(out.name + ".part")
@@ -209,11 +250,14 @@ def convert(source: Path, out: Path, name: str, task: dict) -> None:
                 file.write(f"{row['query-id']}\t{row['corpus-id']}\t{int(grade)}\n")
     elif kind == "reranking" and any(has_word(p.name, "corpus") for p in source.rglob("*")):
         write_jsonl(part / f"{split}.jsonl", as_reranking(source, split, subset, task.get("sub_queries")))
+    elif task.get("bootstraps"):
+        write_jsonl(part / f"{split}.jsonl", [as_documents(rows_of(source, kind, (), split, subset), task)])
     else:
         splits = ("train", split) if kind == "classification" else (split,)
         for name_of_split in splits:
             write_jsonl(part / f"{name_of_split}.jsonl", rows_of(source, kind, (), name_of_split, subset))
-    kept = ("kind", "metric", "prompt", "split", "samples_per_label", "ignore_identical_ids")
+    kept = ("kind", "metric", "prompt", "split", "samples_per_label", "ignore_identical_ids", "bootstraps",
+            "sampled_share", "levels")
     described = {"name": name, **{key: task[key] for key in kept if key in task}}
     write_json(part / "task.json", described)
     part.rename(out)

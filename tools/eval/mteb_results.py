@@ -83,7 +83,8 @@ def main(argv=None):
         results = {args.model: results[args.model]}
     whole = "/" in args.name
     check(not whole or len(results) < 2,
-          f"--name {args.name}: {len(results)} models in {args.results}; choose one by --model, or name an organisation")
+          f"--name {args.name}: {len(results)} models in {args.results}; choose one by --model, or name an "
+          "organisation")
     names = {model: args.name if whole else f"{args.name}/{model}" for model in results}
     print(f"{len(write(results, names, args.revision, args.out))} result files in {args.out}")
 
