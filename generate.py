@@ -399,24 +399,25 @@ def make_example(row, prompts) -> tuple[dict, str]:
     reject_if(any(is_refusal(text) for text in texts), "refusal")
 
     # what would teach to copy
-    different = {normalize(text) for text in texts}
-    reject_if(len(different) < len(texts), "copy between fields")
+    normalized = [normalize(text) for text in texts]
+    reject_if(len(set(normalized)) < len(texts), "copy between fields")
     label_in_query = has_label and any(contains_label(query, label) for label in documents)
     reject_if(label_in_query, "label in input")
     message = normalize(message_of(row, prompts))
-    own_words = [query] if has_label else texts            # a label may stand in the message
-    copied = [text for text in own_words if len(text) > 20 and normalize(text) in message]
-    reject_if(copied, "copy of the prompt")
+    own_words = normalized[:1] if has_label else normalized    # a label may stand in the message
+    reject_if(any(len(text) > 20 and text in message for text in own_words), "copy of the prompt")
 
     # another language than was asked for, as far as its script shows: code is Latin in any language
     query_language, document_language = languages_of(row)
     query_scripts = prompts["scripts"].get(query_language, ["LATIN"])
     document_scripts = prompts["scripts"].get(document_language, ["LATIN"])
-    prose = [text for text in documents if not is_code(text)]
-    reject_if(wrong_script(query, query_scripts) and not is_code(query), "wrong script")
-    reject_if(any(wrong_script(text, document_scripts) for text in prose), "wrong script")
+    foreign = [text for text in documents if wrong_script(text, document_scripts)]
+    if wrong_script(query, query_scripts):
+        foreign.append(query)
+    reject_if(not all(is_code(text) for text in foreign), "wrong script")
     if query_language == document_language:                # short texts tell more together than one by one
-        reject_if(wrong_script("".join([query, *prose]), query_scripts), "wrong script")
+        prose = "".join(text for text in texts if text not in foreign)
+        reject_if(wrong_script(prose, query_scripts), "wrong script")
 
     example = {"prompt": instruction_of(row, prompts),
                "query": query,
@@ -470,8 +471,9 @@ def read_answers(path, prompts, log=True):
     """
     for where, row in read_rows(path, ANSWER, log):
         with blame(f"{where}: no answer to our prompts", "delete it"):     # an error here, as one line
-            message_of(row, prompts)                       # the type is known
-            if row["step"] == "generate":                  # and what an example needs is there
+            # its type is known, and what an example needs is there
+            row["messages"] = [{"role": "user", "content": message_of(row, prompts)}]
+            if row["step"] == "generate":
                 instruction_of(row, prompts)
                 languages_of(row)
         yield row

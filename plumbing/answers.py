@@ -93,6 +93,8 @@ def after_thinking(text: str) -> str:
     ('{1}', '')
     """
     text = text.lstrip()
+    if text.startswith("{"):                        # most answers
+        return text
     closing = closing_mark(text)
     while closing:
         text = text.partition(closing)[2].lstrip()
