@@ -221,9 +221,11 @@ def brainstorm(client, prompts, args) -> list:
     Returns all generations. One of an earlier run is never touched: if it serves n requests, none is added.
     """
     ledger = client.ledger
+    drawn_in_order = [prompts["task_types"], prompts["placeholders"], prompts["languages"]]
     settings = {"seed": args.seed, "models": args.models,
                 "temperature": args.temperature, "top_p": args.top_p,
-                "prompts": sha256(json.dumps(prompts, sort_keys=True).encode())}
+                "prompts": sha256(json.dumps(prompts, sort_keys=True).encode()),
+                "order in prompts": sha256(json.dumps(drawn_in_order).encode())}
     check_settings(ledger.folder, settings)
     generations = read_generations(ledger.folder)
     frozen = last_pools(generations)
@@ -479,13 +481,17 @@ def read_answers(path, prompts, log=True):
         yield row
 
 
-def report(args, prompts) -> None:
-    """Rebuild --out from all answers, print the report and write it. Needs neither network nor lock."""
+def report(args, prompts, ledger=None) -> None:
+    """Rebuild --out from all answers, print the report and write it. Needs neither network nor lock.
+
+    ledger: of the run that has just ended; without it the books are read anew.
+    """
     source = args.replay or args.folder / "raw.jsonl"
     counts = write_examples(read_answers(source, prompts, log=not args.replay), prompts, args.out)
     counts["ledger"] = {}
     if not args.replay:
-        counts["ledger"] = Ledger(args.folder, args.prices, read_only=True).summary()
+        ledger = ledger or Ledger(args.folder, args.prices, read_only=True)
+        counts["ledger"] = ledger.summary()
         pools = last_pools(read_generations(args.folder))
         counts["pool"] = {kind: len(tasks) for kind, tasks in pools.items()}
     write_json(args.folder / "report.json", counts)
@@ -510,7 +516,7 @@ def main(argv=None):
         ask_for_examples(client, prompts, generations, args)     # step 2
     only_brainstorms = len(ledger.answered) == len(ledger.brainstorms)
     if not only_brainstorms:
-        report(args, prompts)
+        report(args, prompts, ledger)
     return ledger.exit_code                                # 1 if requests are left without an answer
 
 

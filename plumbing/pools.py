@@ -24,13 +24,13 @@ TASK = {"type": str, "task": str}
 
 
 def check_settings(folder, settings: dict) -> None:
-    """Note the settings of a new run; refuse others than an old run's own."""
+    """Note the settings of a new run; refuse others than an old run's own, as far as it noted them."""
     path = folder / "header.json"
     if not path.exists():
         write_json(path, settings | {"tasks": []})
     header = read_json(path)
     for key, value in settings.items():
-        check(header.get(key) == value,
+        check(header.get(key, value) == value,
               f"{path}: the run was begun with {key} {header.get(key)}, not {value}: go back to that, or "
               "choose another --out")
 

@@ -10,7 +10,7 @@ import zlib
 from collections import Counter
 
 MAX_CHARS = 20_000      # longer texts are loops, and training truncates at 512 tokens anyway
-CODE_MARKS = re.compile(r"[({\[=;<>_\\]|\):|[a-z]\.[a-z]")      # no closing brackets: a pair would count twice
+CODE_MARKS = re.compile(r"[({\[=;<>_\\]|\):|[a-z]\.[a-z]")     # no closing ones: a pair counts once
 
 
 @functools.lru_cache(100)                         # a text of a row is asked for several times

@@ -343,6 +343,7 @@ def test_an_example_of_each_type(kind):
     ({"S2": "a \ud800 b"}, "bad characters"),
     ({"S2": "a \f b"}, "bad characters"),
     ({"S2": "once more " * 80}, "repetition"),
+    ({"S2": "I'm sorry, but I can't help with that."}, "refusal"),
     ({"S2": " a FIRST  text."}, "copy between fields"),
     ({"S3": "Quite another text."}, "copy between fields"),
     ({"S1": "the same topic with details that differ"}, "copy of the prompt"),
