@@ -409,18 +409,10 @@ def make_example(row, prompts) -> tuple[dict, str]:
     own_words = normalized[:1] if has_label else normalized    # a label may stand in the message
     reject_if(any(len(text) > 20 and text in message for text in own_words), "copy of the prompt")
 
-    # another language than was asked for, as far as its script shows: code is Latin in any language
-    query_language, document_language = languages_of(row)
-    query_scripts = prompts["scripts"].get(query_language, ["LATIN"])
-    document_scripts = prompts["scripts"].get(document_language, ["LATIN"])
-    foreign = [text for text in documents if wrong_script(text, document_scripts)]
-    if wrong_script(query, query_scripts):
-        foreign.append(query)
-    reject_if(not all(is_code(text) for text in foreign), "wrong script")
-    if query_language == document_language:                # short texts tell more together than one by one
-        prose = "".join(text for text in texts if text not in foreign)
-        reject_if(wrong_script(prose, query_scripts), "wrong script")
+    # another language than was asked for, as far as its script shows
+    reject_if(in_another_script(query, documents, row, prompts), "wrong script")
 
+    query_language, document_language = languages_of(row)
     example = {"prompt": instruction_of(row, prompts),
                "query": query,
                "pos": documents[:1],
@@ -431,6 +423,22 @@ def make_example(row, prompts) -> tuple[dict, str]:
     if query_language != document_language:
         example["language"] = f"{query_language}-{document_language}"      # "Welsh-English"
     return example, how
+
+
+def in_another_script(query, documents, row, prompts) -> bool:
+    """Whether a text is not written in its language's letters. Code is Latin in any language."""
+    query_language, document_language = languages_of(row)
+    query_scripts = prompts["scripts"].get(query_language, ["LATIN"])
+    document_scripts = prompts["scripts"].get(document_language, ["LATIN"])
+    foreign = [text for text in documents if wrong_script(text, document_scripts)]
+    if wrong_script(query, query_scripts):
+        foreign.append(query)
+    if not all(is_code(text) for text in foreign):
+        return True
+    if query_language != document_language:
+        return False
+    prose = [text for text in (query, *documents) if text not in foreign]
+    return wrong_script("".join(prose), query_scripts)     # short texts tell more together than one by one
 
 
 def languages_of(row) -> tuple[str, str]:

@@ -59,8 +59,10 @@ def test_the_fast_script_check_is_the_plain_one():
             assert wrong_script(text, scripts) == wrong_script_letter_by_letter(text, scripts)
 
 
-CODE = ["def area(radius):\n    return math.pi * radius", "SELECT name FROM users WHERE age > 30 ORDER BY name;",
-        "for (int i = 0; i < n; i++) { total += prices[i]; }", "<p class='note'>An example of a paragraph</p>",
+CODE = ["def area(radius):\n    return math.pi * radius",
+        "SELECT name FROM users WHERE age > 30 ORDER BY name;",
+        "for (int i = 0; i < n; i++) { total += prices[i]; }",
+        "<p class='note'>An example of a paragraph</p>",
         r"\frac{a}{b} = \sqrt{\alpha + \beta}"]
 
 
