@@ -58,6 +58,13 @@ def test_a_changed_file_is_named(folder, change, name):
         read_generations(folder)
 
 
+@pytest.mark.parametrize("tasks", [5, [5], [{"requests": "ten"}], {"requests": 1}])
+def test_a_broken_header_is_one_line(folder, tasks):
+    (folder / "header.json").write_text(json.dumps(SETTINGS | {"tasks": tasks}))
+    with pytest.raises(UserError, match="header.json"):
+        read_generations(folder)
+
+
 # ---------------------------------------------------------------------------------------- in whole runs
 
 def test_more_requests_draw_from_more_tasks_and_the_first_stay_what_they_were(live, capsys):
