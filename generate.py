@@ -221,9 +221,11 @@ def brainstorm(client, prompts, args) -> list:
     Returns all generations. One of an earlier run is never touched: if it serves n requests, none is added.
     """
     ledger = client.ledger
+    drawn_in_order = [prompts["task_types"], prompts["placeholders"], prompts["languages"]]
     settings = {"seed": args.seed, "models": args.models,
                 "temperature": args.temperature, "top_p": args.top_p,
-                "prompts": sha256(json.dumps(prompts, sort_keys=True).encode())}
+                "prompts": sha256(json.dumps(prompts, sort_keys=True).encode()),
+                "order in prompts": sha256(json.dumps(drawn_in_order).encode())}
     check_settings(ledger.folder, settings)
     generations = read_generations(ledger.folder)
     frozen = last_pools(generations)
@@ -399,25 +401,18 @@ def make_example(row, prompts) -> tuple[dict, str]:
     reject_if(any(is_refusal(text) for text in texts), "refusal")
 
     # what would teach to copy
-    different = {normalize(text) for text in texts}
-    reject_if(len(different) < len(texts), "copy between fields")
+    normalized = [normalize(text) for text in texts]
+    reject_if(len(set(normalized)) < len(texts), "copy between fields")
     label_in_query = has_label and any(contains_label(query, label) for label in documents)
     reject_if(label_in_query, "label in input")
     message = normalize(message_of(row, prompts))
-    own_words = [query] if has_label else texts            # a label may stand in the message
-    copied = [text for text in own_words if len(text) > 20 and normalize(text) in message]
-    reject_if(copied, "copy of the prompt")
+    own_words = normalized[:1] if has_label else normalized    # a label may stand in the message
+    reject_if(any(len(text) > 20 and text in message for text in own_words), "copy of the prompt")
 
-    # another language than was asked for, as far as its script shows: code is Latin in any language
+    # another language than was asked for, as far as its script shows
+    reject_if(in_another_script(query, documents, row, prompts), "wrong script")
+
     query_language, document_language = languages_of(row)
-    query_scripts = prompts["scripts"].get(query_language, ["LATIN"])
-    document_scripts = prompts["scripts"].get(document_language, ["LATIN"])
-    prose = [text for text in documents if not is_code(text)]
-    reject_if(wrong_script(query, query_scripts) and not is_code(query), "wrong script")
-    reject_if(any(wrong_script(text, document_scripts) for text in prose), "wrong script")
-    if query_language == document_language:                # short texts tell more together than one by one
-        reject_if(wrong_script("".join([query, *prose]), query_scripts), "wrong script")
-
     example = {"prompt": instruction_of(row, prompts),
                "query": query,
                "pos": documents[:1],
@@ -428,6 +423,22 @@ def make_example(row, prompts) -> tuple[dict, str]:
     if query_language != document_language:
         example["language"] = f"{query_language}-{document_language}"      # "Welsh-English"
     return example, how
+
+
+def in_another_script(query, documents, row, prompts) -> bool:
+    """Whether a text is not written in its language's letters. Code is Latin in any language."""
+    query_language, document_language = languages_of(row)
+    query_scripts = prompts["scripts"].get(query_language, ["LATIN"])
+    document_scripts = prompts["scripts"].get(document_language, ["LATIN"])
+    foreign = [text for text in documents if wrong_script(text, document_scripts)]
+    if wrong_script(query, query_scripts):
+        foreign.append(query)
+    if not all(is_code(text) for text in foreign):
+        return True
+    if query_language != document_language:
+        return False
+    prose = [text for text in (query, *documents) if text not in foreign]
+    return wrong_script("".join(prose), query_scripts)     # short texts tell more together than one by one
 
 
 def languages_of(row) -> tuple[str, str]:
@@ -470,20 +481,25 @@ def read_answers(path, prompts, log=True):
     """
     for where, row in read_rows(path, ANSWER, log):
         with blame(f"{where}: no answer to our prompts", "delete it"):     # an error here, as one line
-            message_of(row, prompts)                       # the type is known
-            if row["step"] == "generate":                  # and what an example needs is there
+            # its type is known, and what an example needs is there
+            row["messages"] = [{"role": "user", "content": message_of(row, prompts)}]
+            if row["step"] == "generate":
                 instruction_of(row, prompts)
                 languages_of(row)
         yield row
 
 
-def report(args, prompts) -> None:
-    """Rebuild --out from all answers, print the report and write it. Needs neither network nor lock."""
+def report(args, prompts, ledger=None) -> None:
+    """Rebuild --out from all answers, print the report and write it. Needs neither network nor lock.
+
+    ledger: of the run that has just ended; without it the books are read anew.
+    """
     source = args.replay or args.folder / "raw.jsonl"
     counts = write_examples(read_answers(source, prompts, log=not args.replay), prompts, args.out)
     counts["ledger"] = {}
     if not args.replay:
-        counts["ledger"] = Ledger(args.folder, args.prices, read_only=True).summary()
+        ledger = ledger or Ledger(args.folder, args.prices, read_only=True)
+        counts["ledger"] = ledger.summary()
         pools = last_pools(read_generations(args.folder))
         counts["pool"] = {kind: len(tasks) for kind, tasks in pools.items()}
     write_json(args.folder / "report.json", counts)
@@ -508,7 +524,7 @@ def main(argv=None):
         ask_for_examples(client, prompts, generations, args)     # step 2
     only_brainstorms = len(ledger.answered) == len(ledger.brainstorms)
     if not only_brainstorms:
-        report(args, prompts)
+        report(args, prompts, ledger)
     return ledger.exit_code                                # 1 if requests are left without an answer
 
 

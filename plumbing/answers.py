@@ -17,8 +17,8 @@ from plumbing.texts import MAX_CHARS, bad_characters
 MOST_OPENINGS = 100     # brackets at which reading is tried: a wall of them stays linear
 # How LLMs mark what they think before they answer. What stands between two marks is never data.
 THOUGHTS = [("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"),
-            ("<thoughts>", "</thoughts>"), ("<reasoning>", "</reasoning>"), ("<reflection>", "</reflection>"),
-            ("<analysis>", "</analysis>"), ("<scratchpad>", "</scratchpad>"),
+            ("<thoughts>", "</thoughts>"), ("<reasoning>", "</reasoning>"),
+            ("<reflection>", "</reflection>"), ("<analysis>", "</analysis>"), ("<scratchpad>", "</scratchpad>"),
             ("[THINK]", "[/THINK]"),                                       # Mistral
             ("<|channel|>analysis", "<|channel|>final"),                   # gpt-oss
             ("analysis<|message|>", "<|channel|>final"), ("<|channel|>commentary", "<|channel|>final"),
@@ -93,6 +93,8 @@ def after_thinking(text: str) -> str:
     ('{1}', '')
     """
     text = text.lstrip()
+    if text.startswith("{"):                        # most answers
+        return text
     closing = closing_mark(text)
     while closing:
         text = text.partition(closing)[2].lstrip()
@@ -205,14 +207,15 @@ def legal_escape(match) -> str:
 # ----------------------------------------------------------------------------------- the list in an answer
 
 # A string in a list ends at the quote behind which the list goes on or ends, or the answer stops.
-ITEM = re.compile(r"""\s*(["'])((?:\\.|[^\\]){0,2000}?)\1(?=\s*(?:,\s*["'{\]]|\]|,?\s*\Z))\s*,?""", re.DOTALL)
+ITEM_ENDS = r"""(?=\s*(?:,\s*["'{\]]|\]|,?\s*\Z))"""
+ITEM = re.compile(rf"""\s*(["'])((?:\\.|[^\\]){{0,2000}}?)\1{ITEM_ENDS}\s*,?""", re.DOTALL)
 # Without a list, a task is a line behind a bullet or a number, or a line in quotes.
 TASK_LINE = re.compile(r"""^\s*(?:(?:[-*•]|\d+[.)])\s+(.+)|["“]([^"“”\n]+)["”],?\s*)$""", re.MULTILINE)
 
 
 def parse_tasks(text: str) -> list[str]:
-    """The tasks in a brainstorming answer: its last JSON list that has some, or what can be saved of it, or a
-    bulleted list.
+    """The tasks in a brainstorming answer: its last JSON list that has some, or what can be saved of it, or
+    a bulleted list.
 
     >>> parse_tasks('1. Given a name, find a date.\\n2. Given a date, find a name.')
     ['Given a name, find a date.', 'Given a date, find a name.']

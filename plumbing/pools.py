@@ -18,19 +18,20 @@ Generations are a list of (requests, pools): the number of the first request tha
 import math
 
 from plumbing.errors import check
-from plumbing.files import file_sha256, read_json, read_jsonl, write_json, write_jsonl
+from plumbing.files import fields, file_sha256, read_json, read_jsonl, write_json, write_jsonl
 
 TASK = {"type": str, "task": str}
+GENERATION = {"requests": int, "sha256": str}
 
 
 def check_settings(folder, settings: dict) -> None:
-    """Note the settings of a new run; refuse others than an old run's own."""
+    """Note the settings of a new run; refuse others than an old run's own, as far as it noted them."""
     path = folder / "header.json"
     if not path.exists():
         write_json(path, settings | {"tasks": []})
     header = read_json(path)
     for key, value in settings.items():
-        check(header.get(key) == value,
+        check(header.get(key, value) == value,
               f"{path}: the run was begun with {key} {header.get(key)}, not {value}: go back to that, or "
               "choose another --out")
 
@@ -54,11 +55,13 @@ def read_generations(folder) -> list:
 
 def read_header(folder) -> list:
     """[(requests, sha256 of its tasks file)] of each generation."""
-    header = read_json(folder / "header.json")
-    tasks = header.get("tasks") or []
+    path = folder / "header.json"
+    tasks = read_json(path).get("tasks") or []
     if isinstance(tasks, str):                         # of an earlier version
         return [(math.inf, tasks)]
-    return [(generation["requests"], generation["sha256"]) for generation in tasks]
+    check(isinstance(tasks, list), f"{path}: 'tasks' is no list: restore it, or choose another --out")
+    generations = [fields(generation, path, GENERATION) for generation in tasks]
+    return [(generation["requests"], generation["sha256"]) for generation in generations]
 
 
 def tasks_file(folder, number: int):

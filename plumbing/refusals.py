@@ -1,7 +1,7 @@
 """plumbing/refusals.py: a text in which an LLM says no, in the languages in which examples are common.
 
-Asked for an example on a delicate task, an LLM may put its refusal where the text should stand. As a positive
-it would teach that an apology answers any question.
+Asked for an example on a delicate task, an LLM may put its refusal where the text should stand. As a
+positive it would teach that an apology answers any question.
 
 Each pattern begins where the text begins. It wants an apology, "I cannot" and a word of an assistant's work
 (help, request, content, ...), so that people who apologize to each other are no refusals; or the words by
@@ -15,13 +15,13 @@ PATTERNS = {
         r"(?:(?:(?:i'm|i am) (?:very |so |truly )?(?:sorry|afraid)|sorry|(?:i )?apologi[sz]e|my apologies|"
         r"unfortunately)\W{1,3}(?:but )?(?:that )?)?(?:as an ai[^.]{0,30}, )?(?:i|we) "
         r"(?:can't|cannot|can not|won't|will not|am not able to|am unable to|must decline to)(?: directly)? "
-        r"(?:assist|help (?:you )?with|(?:fulfil|fulfill|comply|provide|create|generate|produce|write|answer|"
-        r"translate|engage|continue|complete|share|process|do)\b..."
+        r"(?:assist|help (?:you )?with|(?:fulfil|fulfill|comply|provide|create|generate|produce|write|"
+        r"answer|translate|engage|continue|complete|share|process|do)\b..."
         r"(?:requests?|content|prompt|this task|(?:this|that)(?:[.!,;]|$)))",
         r"(?:(?:i'm|i am) sorry\W{1,3}(?:but )?)?as an ai(?:,| language| model| assistant)"],
     "German": [
-        r"(?:es )?(?:tut mir (?:sehr )?leid|entschuldig\w+|leider|ich bedaure)...(?:kann|darf)...(?:nicht|keine)..."
-        r"(?:helfen|unterstützen|anfrage|inhalte?\b|nachkommen)",
+        r"(?:es )?(?:tut mir (?:sehr )?leid|entschuldig\w+|leider|ich bedaure)..."
+        r"(?:kann|darf)...(?:nicht|keine)...(?:helfen|unterstützen|anfrage|inhalte?\b|nachkommen)",
         r"ich kann (?:dir |ihnen )?(?:dabei|damit|bei dieser anfrage)...nicht ...helfen",
         r"als (?:ki|sprachmodell|künstliche intelligenz)\b"],
     "French": [
@@ -49,7 +49,8 @@ PATTERNS = {
         r"ik kan (?:je |u )?(?:daar|hier)...niet (?:mee |bij )?helpen",
         r"als (?:ai|taalmodel)\b"],
     "Polish": [
-        r"(?:przykro mi|przepraszam|niestety)...nie (?:mogę|jestem w stanie)...(?:pomóc|spełnić|treści|prośb)",
+        r"(?:przykro mi|przepraszam|niestety)...nie (?:mogę|jestem w stanie)..."
+        r"(?:pomóc|spełnić|treści|prośb)",
         r"jako (?:model językowy|sztuczna inteligencja)"],
     "Russian": [
         r"(?:извините|простите|к сожалению|мне жаль|сожалею)...не (?:могу|смогу)..."
@@ -97,7 +98,7 @@ REFUSAL = refusal_pattern()
 def is_refusal(text: str) -> bool:
     """Whether the text begins with an LLM's refusal.
 
-    >>> is_refusal("I'm sorry, but I can't help with that."), is_refusal("I'm sorry, but I can't come on Friday.")
+    >>> is_refusal("I'm sorry, but I can't help with that."), is_refusal("I'm sorry, but I can't come.")
     (True, False)
     """
     head = text[:200].casefold().replace("’", "'").lstrip(" \n\"'*")

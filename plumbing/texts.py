@@ -1,6 +1,7 @@
 """plumbing/texts.py: is a text fit to be trained on?
 
-Each function answers one question of one text. The lesson asks them and says which answer drops an example.
+Each function answers one question of one text. The lesson asks, and says which answer drops an example. Half
+a million answers are read again by each report, so a function looks for the plain case first.
 """
 import functools
 import re
@@ -9,9 +10,10 @@ import zlib
 from collections import Counter
 
 MAX_CHARS = 20_000      # longer texts are loops, and training truncates at 512 tokens anyway
-CODE_MARKS = re.compile(r"[({\[=;<>_\\]|\):|[a-z]\.[a-z]")      # no closing brackets: a pair would count twice
+CODE_MARKS = re.compile(r"[({\[=;<>_\\]|\):|[a-z]\.[a-z]")     # no closing ones: a pair counts once
 
 
+@functools.lru_cache(100)                         # a text of a row is asked for several times
 def normalize(text: str) -> str:
     """The form in which two texts count as the same: Unicode NFKC, no case, single spaces.
 
@@ -27,9 +29,11 @@ def bad_characters(text: str) -> bool:
 
 
 def repetitive(text: str) -> bool:
-    """Whether it repeats itself over and over: zlib shrinks it to a tenth, and prose to a half or a
-    third."""
+    """Whether it repeats itself over and over: zlib shrinks it to a tenth, prose to a half or a third."""
     if len(text) <= 300:
+        return False
+    words = text.split()
+    if 10 * len(words) > len(text) and 4 * len(set(words)) > len(words):     # too many different words
         return False
     raw = text.encode()
     return 10 * len(zlib.compress(raw)) < len(raw)
@@ -50,18 +54,22 @@ def script(character: str) -> str | None:
 def wrong_script(text: str, scripts: list[str], enough=20) -> bool:
     """Whether a text of at least `enough` letters holds next to none of the language's letters.
 
-    One letter in twenty suffices: code, formulas and quotations are Latin in any language.
+    Its first 2,000 characters count. One letter in twenty suffices: code, formulas and quotations are Latin
+    in any language. So 100 letters decide, which a short piece of most texts has.
     """
     text = text[:2000]
-    if text.isascii() and "LATIN" in scripts:               # the common case, and the fast one
+    if text.isascii() and "LATIN" in scripts:
         return False
-    letters = right = 0
-    for character, number in Counter(text).items():
-        script_of_character = script(character)
-        if script_of_character:
-            letters += number
-        if script_of_character in scripts:
-            right += number
+    for piece in (text[:300], text):
+        letters = right = 0
+        for character, number in Counter(piece).items():
+            script_of_character = script(character)
+            if script_of_character:
+                letters += number
+            if script_of_character in scripts:
+                right += number
+        if right >= 100:
+            return False
     return letters >= enough and 20 * right < letters
 
 
@@ -80,6 +88,11 @@ def is_code(text: str) -> bool:
 def contains_label(text: str, label: str) -> bool:
     """Whether a label stands in the text: as whole words, or anywhere in scripts that don't put spaces."""
     text, label = normalize(text), normalize(label)
-    if script(label[-1]) in ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"):
-        return label in text
-    return bool(re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text))
+    anywhere = script(label[-1]) in ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+    start = text.find(label)
+    while start >= 0:
+        neighbours = text[max(0, start - 1):start] + text[start + len(label):][:1]
+        if anywhere or not any(one.isalnum() or one == "_" for one in neighbours):
+            return True
+        start = text.find(label, start + 1)
+    return False

@@ -58,7 +58,7 @@ def test_a_draft_between_the_marks_of_a_thought_is_never_the_answer(opening, clo
 @pytest.mark.parametrize("text", [
     f"Draft: {DRAFT}\nFinal answer: {FINAL}",
     f"{DRAFT}\nThat repeats itself. Better:\n```json\n{FINAL}\n```",
-    f"<|channel|>analysis<|message|>Maybe {DRAFT}?<|end|><|start|>assistant<|channel|>final<|message|>{FINAL}",
+    f"<|channel|>analysis<|message|>{DRAFT}?<|end|><|start|>assistant<|channel|>final<|message|>{FINAL}",
     f"analysisMaybe {DRAFT}?assistantfinal{FINAL}",                # the same, its marks stripped
     f"Let me think: {DRAFT}</reasoning>{FINAL}",                   # the opening mark swallowed
     f"<think>a</think><thinking>{DRAFT}</thinking>{FINAL}",

@@ -197,8 +197,13 @@ def test_changed_tasks_or_prompts_are_refused(live, monkeypatch):
         file.write('{"type": "sts", "task": "More."}\n')
     with pytest.raises(UserError, match="tasks.jsonl"):
         live(server, n=6)
-    monkeypatch.setattr(generate, "load_prompts", lambda: PROMPTS | {"num_tasks": 21})
-    with pytest.raises(UserError, match="prompts"):
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "load_prompts", lambda: PROMPTS | {"num_tasks": 21})
+        with pytest.raises(UserError, match="prompts"):
+            live(server, n=6)
+    other_order = dict(reversed(PROMPTS["languages"].items()))             # by which the draws go
+    monkeypatch.setattr(generate, "load_prompts", lambda: PROMPTS | {"languages": other_order})
+    with pytest.raises(UserError, match="order in prompts"):
         live(server, n=6)
 
 

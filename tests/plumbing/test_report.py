@@ -116,7 +116,8 @@ def test_report_and_dry_run_use_no_network(live, monkeypatch, capsys):
     assert sorted(live.folder.parent.rglob("*")) == before
     for template in PROMPTS["templates"].values():
         assert template.splitlines()[-1] in text
-    numbers = [float(number.replace(",", "")) for number in re.findall(r"[\d,]{2,}\.?\d*", text.split("estimate")[1])]
+    figures = re.findall(r"[\d,]{2,}", text.split("estimate")[1])
+    numbers = [int(figure.replace(",", "")) for figure in figures]
     _, brainstorms_low, brainstorms_high, in_low, in_high, out_low, out_high = numbers[:7]
     naive = 150_000 / PROMPTS["num_tasks"]
     assert brainstorms_low >= 1.4 * naive and brainstorms_high >= 7.5 * naive

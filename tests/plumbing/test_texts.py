@@ -1,11 +1,13 @@
 """plumbing/texts.py: scripts, code, labels: whether a text is fit to be trained on."""
 import random
+import time
+import zlib
 
 import pytest
 
 import generate
 from answers import PROMPTS, recorded, reject_reason, row_of
-from plumbing.texts import contains_label, is_code, script, wrong_script
+from plumbing.texts import contains_label, is_code, repetitive, script, wrong_script
 
 KEYS = ["S1", "S2", "S3"]
 
@@ -50,14 +52,17 @@ def wrong_script_letter_by_letter(text, scripts):
 def test_the_fast_script_check_is_the_plain_one():
     rng = random.Random(0)
     texts = ["".join(rng.choices("abyz é12ßйщ漢あ .", k=rng.randrange(60))) for _ in range(3000)]
-    texts += ["a" * 1999 + "й" * 200, "x" * 19, "x" * 20, ""]
+    texts += ["a" * 1999 + "й" * 200, "x" * 19, "x" * 20, "", "a" * 300 + "й" * 90, "a" * 1900 + "й" * 99,
+              "a" * 1905 + "й" * 95, "й" * 99 + "a" * 1881, "й" * 99 + "a" * 1882]
     for text in texts:
         for scripts in (["LATIN"], ["CYRILLIC"], ["HIRAGANA", "KATAKANA"], ["CYRILLIC", "LATIN"]):
             assert wrong_script(text, scripts) == wrong_script_letter_by_letter(text, scripts)
 
 
-CODE = ["def area(radius):\n    return math.pi * radius", "SELECT name FROM users WHERE age > 30 ORDER BY name;",
-        "for (int i = 0; i < n; i++) { total += prices[i]; }", "<p class='note'>An example of a paragraph</p>",
+CODE = ["def area(radius):\n    return math.pi * radius",
+        "SELECT name FROM users WHERE age > 30 ORDER BY name;",
+        "for (int i = 0; i < n; i++) { total += prices[i]; }",
+        "<p class='note'>An example of a paragraph</p>",
         r"\frac{a}{b} = \sqrt{\alpha + \beta}"]
 
 
@@ -78,3 +83,26 @@ def test_prose_in_another_script_is_dropped_beside_code():
     row = row_of("short-long", "Russian", user_query="Write an example that does exactly this, please.",
                  positive_document=CODE[0], hard_negative_document=CODE[1])
     assert reject_reason(row) == "wrong script"
+
+
+def test_repetition_is_what_zlib_says():
+    """The look at the words before saves time, and changes nothing."""
+    texts = ["once more " * 80, "a" * 400, "ab, " * 200, "一二三" * 200, "No. " * 90 + "Yes.", "x y " * 500]
+    for row in recorded():
+        texts += [row["response"], row["response"][:100] * 20, row["response"] + "again and again. " * 500]
+    for text in texts:
+        raw = text.encode()
+        assert repetitive(text) == (len(text) > 300 and 10 * len(zlib.compress(raw)) < len(raw))
+
+
+def test_a_label_with_neighbours():
+    assert contains_label("pre-true", "true") and not contains_label("untrue, trueness, true_", "true")
+    assert contains_label("untrue but true", "true") and contains_label("true", "true")
+
+
+def test_a_row_takes_a_fraction_of_a_millisecond(tmp_path):
+    """So half a million are reported in about a minute. The bound leaves room for a busy machine."""
+    rows = [row for row in recorded() if row["step"] == "generate"]
+    begun = time.process_time()
+    generate.write_examples(rows, PROMPTS, tmp_path / "out.jsonl")
+    assert time.process_time() - begun < 0.001 * len(rows)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plumbing.examples import Examples
+from plumbing.files import BOM
 from scripts import ROOT, complaint, run_tool
 from tools.data import clean
 
@@ -158,6 +159,7 @@ GOOD = b'{"query": "a question", "pos": ["an answer"]}\n'
 READ = {  # what train.py takes: {file: (its content, lines that stay)}
     "null.jsonl": (b'{"query": "q", "pos": ["p"], "neg": null, "prompt": null}\n', 1),
     "bom.jsonl": (b"\xef\xbb\xbf" + GOOD, 1),
+    "joined.jsonl": (BOM + GOOD + BOM + GOOD.replace(b"question", b"riddle of another kind"), 2),
     "blank.jsonl": (b"\n" + GOOD + b" \n\n", 1),
     "no-end.jsonl": (GOOD + GOOD.strip().replace(b"question", b"riddle of another kind"), 2),
     "crlf.jsonl": (GOOD.replace(b"\n", b"\r\n"), 1),
