@@ -32,7 +32,7 @@ from pathlib import Path
 
 from plumbing.answers import (MAX_CHARS, bad_characters, contains_label, normalize, parse_object, parse_tasks,
                               reject_if, repetitive, wrong_script)
-from plumbing.client import Client, ask_all
+from plumbing.client import Client, ask_all, body_fields, threads
 from plumbing.errors import Parser, at_least_0, blame, check, command, positive, seed, share
 from plumbing.files import read_json, sha256, text_hash, write_json, write_jsonl
 from plumbing.ledger import ANSWER, Ledger, model_price, model_share, read_rows
@@ -61,8 +61,10 @@ def options(argv=None):
     add("--top-p", type=share, default=1.0)
     add("--json-mode", action=argparse.BooleanOptionalAction, default=True, help="by response_format")
     add("--max-answer-tokens", type=positive(int), default=4096)
+    add("--again-truncated", action="store_true", help="ask again what a lower --max-answer-tokens cut off")
+    add("--body", type=body_fields, default={}, metavar="JSON", help="more fields of the request's body")
     # the server
-    add("--concurrency", type=positive(int), default=16, help="requests under way at once")
+    add("--concurrency", type=threads, default=16, help="requests under way at once, up to 1000")
     add("--timeout", type=positive(float), default=180, help="seconds for one whole answer")
     add("--tries", type=positive(int), default=8, help="of one request before it is left for a later run")
     add("--backoff", type=at_least_0(float), default=1.0, help="seconds before a retry, doubled each time")
@@ -319,7 +321,7 @@ def request_body(request, message, args) -> dict:
             "max_tokens": args.max_answer_tokens}
     if args.json_mode and request["step"] == "generate":   # a brainstorm asks for a list
         body["response_format"] = {"type": "json_object"}
-    return body
+    return body | args.body                                # such as {"top_k": 20}
 
 
 def post(session, url, key, body, seconds):
@@ -463,6 +465,8 @@ def main(argv=None):
     exit_code = 0
     if not args.replay and not args.report:
         with Ledger(args.folder, args.prices, args.budget_usd, args.budget_tokens) as ledger:
+            if args.again_truncated:
+                ledger.set_aside_truncated(args.max_answer_tokens)
             client = Client(args, ledger, request_body, post, read_completion)
             pools = brainstorm(client, prompts, args)          # step 1
             ask_for_examples(client, prompts, pools, args)     # step 2

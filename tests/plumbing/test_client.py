@@ -14,7 +14,8 @@ import pytest
 import generate
 from answers import ROOT, ledger_of, raw_ids, rows_of
 from fault_server import KEY, FaultServer
-from plumbing.client import error_of, retry_after
+from plumbing.limits import retry_after
+from plumbing.refusals import error_of
 from plumbing.errors import UserError
 
 
