@@ -31,6 +31,7 @@ from plumbing.refusals import (BAD_LUCK, NO_QUOTA, PERHAPS_PAID, codes_of, compl
                                fields_not_taken, hint_of, is_moderation, is_success, may_pass)
 from plumbing.transport import Failed, certificates, exchange, new_session
 
+SOON = 4                        # doublings of the back-off at most, while others are answered
 LONGEST_ASKED = 600             # seconds; who is asked to wait longer may as well come back later
 OWN_FIELDS = {"model": "--model", "messages": "prompts/", "temperature": "--temperature", "top_p": "--top-p",
               "max_tokens": "--max-answer-tokens", "max_completion_tokens": "--max-answer-tokens",
@@ -190,6 +191,7 @@ class Client:
             limited = status == 429
             if limited and answers != self.answers:
                 counted = 0                        # others are answered: this request's turn will come
+                failures = min(failures, SOON)
                 answers = self.answers
             self.wait(failures, headers, limited)
             failures += 1

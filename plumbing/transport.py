@@ -52,7 +52,7 @@ def new_session(headers: dict, proxies: dict, verify) -> requests.Session:
     return session
 
 
-def exchange(post, session, url: str, key: str, body: dict, seconds: float) -> tuple:
+def exchange(post, session, url: str, key: str, body: dict, seconds: float, max_bytes=MAX_BYTES) -> tuple:
     """Send a request -> (status, headers, content as bytes), all within some seconds. Raises Failed."""
     TRY.deadline, TRY.sent = time.monotonic() + seconds, False
     try:
@@ -61,8 +61,8 @@ def exchange(post, session, url: str, key: str, body: dict, seconds: float) -> t
             while chunk := response.raw.read1(65536, decode_content=True):
                 chunks.append(chunk)
                 size += len(chunk)
-                if size > MAX_BYTES:
-                    raise Failed(f"an answer of more than {MAX_BYTES >> 20} MiB", sent=True)
+                if size > max_bytes:
+                    raise Failed(f"an answer of more than {max_bytes >> 20} MiB", sent=True)
             return response.status_code, response.headers, b"".join(chunks)
     except (OSError, urllib3.exceptions.HTTPError) as error:           # requests' exceptions are OSErrors
         raise failure(error, seconds) from None

@@ -68,6 +68,9 @@ class LimitedServer(ThreadingHTTPServer):
                 self.tokens.level -= TOKENS
             return seconds
 
+    def handle_error(self, *_):
+        """A killed client's connections break."""
+
     def close(self):
         self.shutdown()
         self.server_close()
