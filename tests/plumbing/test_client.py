@@ -14,8 +14,6 @@ import pytest
 import generate
 from answers import ROOT, ledger_of, raw_ids, rows_of
 from fault_server import KEY, FaultServer
-from plumbing.limits import retry_after
-from plumbing.refusals import error_of
 from plumbing.errors import UserError
 
 
@@ -100,12 +98,6 @@ def test_all_threads_obey_retry_after(live, as_date):
     assert min(after) >= 0.95                      # a date has whole seconds, so two are one at least
 
 
-@pytest.mark.parametrize("value, seconds", [("7", 7), ("-1", 0), ("soon", 0), ("", 0), ("nan", 0),
-                                            ("Sun, 06 Nov 1994 08:49:37 GMT", 0)])
-def test_retry_after_by_hand(value, seconds):
-    assert retry_after({"Retry-After": value}) == seconds
-
-
 def test_a_server_that_asks_to_wait_for_long_ends_the_run(live):
     server = FaultServer(scripted=lambda *_: (503, {"error": {"message": "later"}}, {"Retry-After": "3600"}))
     with pytest.raises(UserError, match="asks to wait 3600 s"):
@@ -123,18 +115,6 @@ def test_waits_grow_and_tries_are_bounded(live):
 
 
 # ----------------------------------------------------------------------------------- what no retry can help
-
-@pytest.mark.parametrize("answer, text, error", [
-    ({"error": {"message": "no", "code": "c"}}, "raw", ("no", "c")),
-    ({"error": {"message": "no", "type": "t", "code": None}}, "raw", ("no", "t")),
-    ({"error": "no"}, "raw", ("raw", None)),
-    ({"detail": "no"}, "raw", ("raw", None)),
-    ([], "raw", ("raw", None)),
-    (None, "<html>", ("<html>", None)),
-])
-def test_the_error_in_an_answer(answer, text, error):
-    assert error_of(answer, text) == error
-
 
 @pytest.mark.parametrize("status, error, words", [
     (400, {"message": "bad body"}, "bad body"),
