@@ -31,7 +31,7 @@ from plumbing.refusals import (BAD_LUCK, NO_QUOTA, PERHAPS_PAID, codes_of, compl
                                fields_not_taken, hint_of, is_moderation, is_success, may_pass)
 from plumbing.transport import Failed, certificates, exchange, new_session
 
-SOON = 3                        # doublings of the back-off at most, while others are answered
+SOON = 4                        # doublings of the back-off at most, while others are answered
 LONGEST_ASKED = 600             # seconds; who is asked to wait longer may as well come back later
 OWN_FIELDS = {"model": "--model", "messages": "prompts/", "temperature": "--temperature", "top_p": "--top-p",
               "max_tokens": "--max-answer-tokens", "max_completion_tokens": "--max-answer-tokens",

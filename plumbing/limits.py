@@ -37,7 +37,7 @@ class Limits:
         does not say. limited: it was a rate limit, which holds for everyone. Chance takes up to a half of
         the rest, so that not all threads come back at the same moment.
         """
-        plain = self.backoff * random.uniform(0.5, 1)
+        plain = self.backoff * random.uniform(0.25, 0.5)       # short, so that no allowance runs over unused
         if asked or limited:
             with self.guard:
                 self.not_before = max(self.not_before, time.monotonic() + (asked or plain))

@@ -57,12 +57,12 @@ def test_resets_say_nothing_where_no_limit_was_reached():
 
 
 @pytest.mark.parametrize("failures, asked, limited, shared, own", [
-    (0, 0, True, (0.5, 1), (0.5, 1)),
-    (5, 0, True, (0.5, 1), (16, 32)),              # the doubling stays with the one that failed
+    (0, 0, True, (0.25, 0.5), (0.5, 1)),
+    (5, 0, True, (0.25, 0.5), (16, 32)),              # the doubling stays with the one that failed
     (5, 2, True, (2, 2), (18, 34)),
     (5, 2, False, (2, 2), (18, 34)),               # a 503 that asks for a pause
     (5, 0, False, None, (16, 32)),
-    (500, 0, True, (0.5, 1), (30, 60)),
+    (500, 0, True, (0.25, 0.5), (30, 60)),
 ])
 def test_the_doubling_is_private(failures, asked, limited, shared, own):
     limits, now = Limits(backoff=1.0), time.monotonic()

@@ -43,16 +43,18 @@ class Bucket:
 
 
 class LimitedServer(ThreadingHTTPServer):
-    """rate: requests a second. header: how it says when to come again. answer: seconds that an answer takes."""
+    """rate: requests a second. header: how it says when to come again. answer: seconds that an answer takes.
+    burst: seconds' worth that fit into the buckets."""
 
     daemon_threads = True
     request_queue_size = 1024
 
-    def __init__(self, rate: float, header="Retry-After", answer=1.0, tokens=False):
+    def __init__(self, rate: float, header="Retry-After", answer=1.0, tokens=False, burst=1.0):
         super().__init__(("127.0.0.1", 0), Handler)
         self.header, self.answer = header, answer
-        self.requests = Bucket(1000 * rate if tokens else rate, max(1, rate))
-        self.tokens = Bucket(rate * TOKENS if tokens else 1e12, max(1, rate) * TOKENS)
+        size = max(1, burst * rate)
+        self.requests = Bucket(1000 * rate if tokens else rate, size)
+        self.tokens = Bucket(rate * TOKENS if tokens else 1e12, size * TOKENS)
         self.guard, self.answered, self.refused = threading.Lock(), [], 0
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
         threading.Thread(target=self.serve_forever, daemon=True).start()
