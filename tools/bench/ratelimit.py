@@ -5,8 +5,8 @@
 
 A server of ours holds a token bucket for requests and one for tokens, as the limits of paid accounts work: it
 refills all the time, a second's worth fits in, and who finds it empty gets a 429. Answers take a second. All
-flags of generate.py have their defaults, but for --concurrency: 16, its default, or one and a half times as
-many as the limit can keep busy, so that the limit is what decides.
+flags of generate.py have their defaults, but for --concurrency: 16, its default, or a quarter more than the
+limit can keep busy, so that the limit is what decides.
 
 "reached" counts the answers after the first five seconds, "allowed" is what the bucket has to give meanwhile.
 """
@@ -57,7 +57,7 @@ class LimitedServer(ThreadingHTTPServer):
         self.tokens = Bucket(rate * TOKENS if tokens else 1e12, size * TOKENS)
         self.guard, self.answered, self.refused = threading.Lock(), [], 0
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def take(self) -> float:
         """Take a request's share of both buckets -> 0, or the seconds until there is one."""
@@ -119,7 +119,7 @@ def wait_header(name: str, seconds: float) -> dict:
 def measure(rate: float, header: str, args) -> dict:
     """One run against one limit -> what it reached of what was allowed."""
     server = LimitedServer(rate, header, tokens=args.tokens)
-    concurrency = max(16, round(1.5 * rate))
+    concurrency = max(16, round(1.25 * rate))
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
             [sys.executable, ROOT / "generate.py", "--model", "m", "--n", "1000000", "--tasks", "20",

@@ -221,7 +221,7 @@ def failure_of(batch: dict) -> str:
 
 def own_id(text):
     """The request that a custom_id names, or None."""
-    return int(text) if isinstance(text, str) and re.fullmatch("[0-9]{1,18}", text) else None
+    return int(text) if type(text) in (str, int) and re.fullmatch("[0-9]{1,18}", str(text)) else None
 
 
 def whole(value) -> int:
@@ -278,7 +278,7 @@ def run_batches(args, flags, client, prompts, pools):
         parts += write_parts(todo, folder, client, prompts, flags.part_size)
         if not parts:
             return
-        before, refused, problem = len(ledger.answered), "", ""
+        before, refused, problem = progress(client), "", ""
         while parts:
             submit(parts, client, flags.poll)
             for part in [part for part in parts if part.state["status"] != "queue full"]:
@@ -295,8 +295,13 @@ def run_batches(args, flags, client, prompts, pools):
             if parts:
                 time.sleep(flags.poll * random.uniform(0.9, 1.1))
         check(not refused, f"the provider refused a batch of {folder}: {refused}")
-        if len(ledger.answered) == before:
+        if progress(client) == before:
             raise Stopping(f"the last batches brought no new answer ({problem or 'see .errors.jsonl in batches/'})")
+
+
+def progress(client) -> tuple:
+    """What a batch can bring: answers, or the knowledge of fields that have to be left out."""
+    return len(client.ledger.answered), {model: len(fields) for model, fields in client.refused_fields.items() if fields}
 
 
 def submit(parts, client, poll) -> None:
