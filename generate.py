@@ -17,7 +17,7 @@ the whole run.
 
 What it leaves to plumbing/, because none of it is the method:
 
-    client.py     asks from many threads, and again where a server fails
+    client.py     asks again where a server fails; threads.py asks many at once
     ledger.py     keeps the answers and the budget, in a folder named like --out without .jsonl
     answers.py    finds the JSON in an answer and repairs it
     report.py     counts, and estimates what a run will cost
@@ -32,11 +32,12 @@ from pathlib import Path
 
 from plumbing.answers import (MAX_CHARS, bad_characters, contains_label, normalize, parse_object, parse_tasks,
                               reject_if, repetitive, wrong_script)
-from plumbing.client import Client, ask_all, body_fields, threads
+from plumbing.client import Client, body_fields
 from plumbing.errors import Parser, at_least_0, blame, check, command, positive, seed, share
 from plumbing.files import read_json, sha256, text_hash, write_json, write_jsonl
 from plumbing.ledger import ANSWER, Ledger, model_price, model_share, read_rows
 from plumbing.report import Counts, estimate, print_report
+from plumbing.threads import ask_all, concurrency
 
 PROMPTS = Path(__file__).parent / "prompts"
 
@@ -64,7 +65,7 @@ def options(argv=None):
     add("--again-truncated", action="store_true", help="ask again what a lower --max-answer-tokens cut off")
     add("--body", type=body_fields, default={}, metavar="JSON", help="more fields of the request's body")
     # the server
-    add("--concurrency", type=threads, default=16, help="requests under way at once, up to 1000")
+    add("--concurrency", type=concurrency, default=16, help="requests under way at once, up to 1000")
     add("--timeout", type=positive(float), default=180, help="seconds for one whole answer")
     add("--tries", type=positive(int), default=8, help="of one request before it is left for a later run")
     add("--backoff", type=at_least_0(float), default=1.0, help="seconds before a retry, doubled each time")

@@ -14,6 +14,7 @@
     limits      how long to wait before the next one, and who waits
     refusals    what a server means that answers with an error
     completion  what an answer holds
+    threads     many requests at once
     batches     what waits at a provider's batch API
     ledger      a live run's folder: what was asked, answered and paid
     answers     what an LLM wrote -> an object, a list of tasks, or the reason why not

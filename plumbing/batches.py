@@ -1,7 +1,7 @@
 """plumbing/batches.py: what of a run waits at a provider's batch API, so that a live run leaves it alone.
 
 tools/data/batch.py sends requests in parts. A part is a file of requests, RUN/batches/0001.jsonl, and its
-state beside it, 0001.json. Until its answers have joined raw.jsonl, its requests are asked, and will be paid.
+state beside it, 0001.json. Until its answers have joined raw.jsonl, its requests are asked and will be paid.
 """
 from collections import Counter
 from pathlib import Path

@@ -1,8 +1,8 @@
 """plumbing/client.py: many requests to an OpenAI-compatible server, each tried until it is answered.
 
 The request itself stands in generate.py: its body, the POST, where the text is in what comes back. This file
-exists because servers fail: it tries again, goes on without a field that a server does not take, never shows
-the API key, and asks from many threads. Its helpers:
+exists because servers fail: it tries again, goes on without a field that a server does not take, and never
+shows the API key. Its helpers:
 
     transport.py     one try over the wire
     limits.py        how long to wait before the next one
@@ -14,8 +14,6 @@ The books (what was asked, answered, paid) are the ledger's.
 import argparse
 import json
 import os
-import shutil
-import sys
 import threading
 import time
 import urllib.parse
@@ -24,8 +22,8 @@ from collections import defaultdict
 import requests
 
 from plumbing.completion import text_of, usage_of, whole_message
-from plumbing.errors import UserError, bounded, check
-from plumbing.ledger import Stopping, most_tokens
+from plumbing.errors import UserError, check
+from plumbing.ledger import most_tokens
 from plumbing.limits import Limits, asked_wait
 from plumbing.refusals import (BAD_LUCK, NO_QUOTA, PERHAPS_PAID, codes_of, complaint_of, error_of,
                                fields_not_taken, hint_of, is_moderation, is_success, may_pass)
@@ -36,9 +34,6 @@ LONGEST_ASKED = 600             # seconds; who is asked to wait longer may as we
 OWN_FIELDS = {"model": "--model", "messages": "prompts/", "temperature": "--temperature", "top_p": "--top-p",
               "max_tokens": "--max-answer-tokens", "max_completion_tokens": "--max-answer-tokens",
               "stream": "no flag: answers are read whole", "n": "no flag: each request has one answer"}
-
-
-threads = bounded(int, lambda value: 0 < value <= 1000, "from 1 to 1000")           # the flag --concurrency
 
 
 class Retry(Exception):
@@ -172,7 +167,8 @@ class Client:
                 return True
             except NotTaken as failure:
                 left_out |= failure.args[0]
-                self.problem = f"{request['model']} doesn't take {', '.join(sorted(left_out))}: going on without"
+                self.problem = (f"{request['model']} doesn't take {', '.join(sorted(left_out))}: "
+                                "going on without")
                 continue                           # at once
             except Retry as failure:
                 problem, refused = failure.args
@@ -226,7 +222,7 @@ class Client:
         text, _ = error_of(answer, text)
         complaint = complaint_of(answer, text)
         if codes & BAD_LUCK:
-            raise Retry(f"status {status}: {text}", None)              # something was written, and maybe billed
+            raise Retry(f"status {status}: {text}", None)              # something was written, maybe billed
         if is_moderation(status, codes, text):
             usage = {"prompt_tokens": 0, "completion_tokens": 0}
             return {"response": "", "finish_reason": "content_filter", "usage": usage}
@@ -288,119 +284,3 @@ def split_address(address: str):
 def without_secrets(address) -> str:
     """An address for the screen: its query and its user may be secrets."""
     return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
-
-
-# -------------------------------------------------------------------------------------------- many at once
-
-def ask_all(todo, total: int, client: Client, what="requests") -> None:
-    """Ask each (request, message) of an iterator, --concurrency at a time, and print how far it is.
-
-    total: how many there are. what: their name in messages. Raises what ended it early (UserError, Stopping
-    or KeyboardInterrupt; the answers under way are still taken in), and Stopping if some got no answer.
-    """
-    ledger = client.ledger
-    waiting = ledger.in_batches - ledger.answered
-    open_pairs = (pair for pair in todo if pair[0]["id"] not in waiting)
-    threads = Threads(open_pairs, total, client)
-    threads.start()
-    try:
-        # Not Thread.join: before Python 3.13, a Ctrl-C within it marks a thread that still works as ended.
-        while not threads.all_ended.wait(0.2):
-            threads.print_now_and_then()
-    except KeyboardInterrupt:
-        ledger.stop.set()
-        say("\nstopping: waiting for the answers under way; Ctrl-C again leaves at once")
-        threads.all_ended.wait()
-        raise
-    threads.print_progress(end="\n")
-    if threads.failure:
-        raise threads.failure
-    if threads.unanswered:
-        raise Stopping(f"{threads.unanswered} {what} got no answer ({client.problem})")
-    if threads.answered < total:
-        raise Stopping(f"{total - threads.answered} {what} wait in {ledger.folder}/batches, and "
-                       "`python -m tools.data.batch` with the same flags fetches them")
-
-
-def say(text: str, end="\n") -> None:
-    """Print at once. Where nobody reads any more (`| head`), the run goes on in silence: it is paid for."""
-    try:
-        print(text, end=end, flush=True)
-    except OSError:
-        sys.stdout = open(os.devnull, "w")
-
-
-class Threads:
-    """The threads of one ask_all, and how far they have come.
-
-    Daemons, not a ThreadPoolExecutor: Python would wait for an executor's threads even after a second
-    Ctrl-C.
-    """
-
-    def __init__(self, todo, total: int, client: Client):
-        self.todo, self.total, self.client, self.ledger = todo, total, client, client.ledger
-        self.guard = threading.Lock()                          # of all that follows
-        self.answered = self.unanswered = self.unanswered_in_a_row = 0
-        self.failure = None                                    # the first exception
-        self.working = client.args.concurrency
-        self.all_ended = threading.Event()
-        self.begun = self.printed = time.monotonic()
-        self.in_terminal = sys.stdout.isatty()
-
-    def start(self):
-        for _ in range(self.working):
-            threading.Thread(target=self.work, daemon=True).start()
-
-    def work(self):
-        """One thread: ask until there is nothing left to ask, or until somebody sets `stop`."""
-        try:
-            while not self.ledger.stop.is_set() and self.ask_next():
-                pass
-        except Exception as error:
-            self.failure = self.failure or error
-            self.ledger.stop.set()
-        finally:
-            with self.guard:
-                self.working -= 1
-                if self.working == 0:
-                    self.all_ended.set()
-
-    def ask_next(self) -> bool:
-        """Ask one request. Returns whether there was one left."""
-        with self.guard:
-            request, message = next(self.todo, (None, None))
-        if request is None:
-            return False
-        answered = self.client.ask(request, message)
-        with self.guard:
-            if answered:
-                self.answered += 1
-                self.unanswered_in_a_row = 0
-                return True
-            self.unanswered += 1
-            self.unanswered_in_a_row += 1
-            in_a_row = self.unanswered_in_a_row
-            if in_a_row > self.client.args.concurrency:
-                raise Stopping(f"{in_a_row} requests in a row got no answer ({self.client.problem})")
-            return True
-
-    def print_now_and_then(self):
-        """A terminal's line is renewed all the time; a log gets a line every ten seconds."""
-        if time.monotonic() - self.printed > (0.1 if self.in_terminal else 10):
-            self.printed = time.monotonic()
-            self.print_progress(end="" if self.in_terminal else "\n")
-
-    def print_progress(self, end: str):
-        with self.ledger.changed:
-            spent = self.ledger.spent + self.ledger.lost
-        rate = self.answered / (time.monotonic() - self.begun)
-        left = self.total - self.answered - self.unanswered
-        seconds = round(left / rate) if rate else 0
-        hours, minutes, seconds = seconds // 3600, seconds // 60 % 60, seconds % 60
-        line = (f"{self.answered:,} of {self.total:,}, {rate:.1f}/s, {spent.total():,} tokens, "
-                f"${self.ledger.cost(spent):.2f}, {hours}:{minutes:02}:{seconds:02} left")
-        if self.client.problem:
-            line += f", {self.client.retries} retries ({self.client.problem})"
-        if self.in_terminal:
-            line = "\r" + line[:shutil.get_terminal_size().columns - 1].ljust(79)
-        say(line, end)

@@ -1,8 +1,8 @@
 """plumbing/completion.py: what a completion holds, whatever a server left out or put elsewhere.
 
-Text comes as a string, as a list of parts, or beside an empty content as the thoughts of a model. Usage comes
-whole, without its reasoning tokens, or not at all. An answer is paid for, so nothing of it is thrown away:
-where the text is not all that there is, the message is kept as it came.
+Text comes as a string, as a list of parts, or beside an empty content as the thoughts of a model. Usage
+comes whole, without its reasoning tokens, or not at all. An answer is paid for, so nothing of it is thrown
+away: where the text is not all that there is, the message is kept as it came.
 """
 from plumbing.ledger import estimate_tokens
 
@@ -47,7 +47,7 @@ def whole_message(message) -> dict:
 
 
 def usage_of(usage, message: str, text: str) -> dict:
-    """{"prompt_tokens", "completion_tokens"}, both whole numbers, and "estimated" where the server gave none.
+    """{"prompt_tokens", "completion_tokens"}, whole numbers, and "estimated" where the server gave none.
 
     Some count the tokens of thoughts in the total alone: the larger of the two is what is paid.
     """

@@ -26,8 +26,8 @@ from collections import Counter
 
 from plumbing import batches
 from plumbing.errors import UserError, blame, check
-from plumbing.files import (OPTIONAL, append, fields, file_sha256, open_log, parse_line, read_json, read_lines,
-                            replace_file, write_json, write_jsonl, read_jsonl)
+from plumbing.files import (OPTIONAL, append, fields, file_sha256, open_log, parse_line, read_json, read_jsonl,
+                            read_lines, replace_file, write_json, write_jsonl)
 
 ANSWER = {"id": (int, str), "step": str, "type": str, "params": dict, "response": str}    # for a replay
 PAID = {"model": str, "usage": dict}               # in raw.jsonl besides
@@ -340,7 +340,8 @@ class Ledger:
     def used_up(self, tokens: Counter) -> str:
         """Why there is no room for one more try, which can use these tokens."""
         uses = {"spent": self.spent, "perhaps paid without an answer": self.lost,
-                "only reserved, for what waits in batches": self.reserved, "the next request at most": tokens}
+                "only reserved, for what waits in batches": self.reserved,
+                "the next request at most": tokens}
         in_usd = self.budget_usd is not None
         amounts = [f"${self.cost(used):.4f} {name}" if in_usd else f"{used.total():,} tokens {name}"
                    for name, used in uses.items()]

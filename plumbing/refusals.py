@@ -7,7 +7,8 @@ of the body is not taken, and which flag mends a complaint.
 import re
 
 HINTS = {401: "check OPENAI_API_KEY", 402: "the account needs credit", 403: "check what the key may do",
-         404: "check OPENAI_BASE_URL, which mostly ends in /v1, and --model", 407: "the proxy wants a password",
+         404: "check OPENAI_BASE_URL, which mostly ends in /v1, and --model",
+         407: "the proxy wants a password",
          429: "the quota is used up"}
 NO_QUOTA = {"insufficientquota", "billinghardlimitreached"}
 
@@ -102,10 +103,10 @@ FLAGS = {r"max_(new_|completion_|output_)?tokens|context length|too many tokens"
          r"response.format|json.object|json.mode|json.schema|grammar": "--no-json-mode"}
 NOT_TAKEN = re.compile(
     r"\bun(supported|known|recogni[sz]ed|expected|available)|\bextra (inputs|fields)|additional propert|"
-    r"\bno longer\b|deprecated|\bonly one\b|instead|n[o']t (be )?(both |be )?(\w+ )?(support|take|accept|allow|"
-    r"available|permit|recogni|implement|enabled|compatible|specif|use|combin|have|set)|: no$", re.I)
-BOUNDED = re.compile(r"too (large|high|big|long|many)|at most|maximum|exceed|(more|less|greater|larger) than|"
-                     r"up to|\brange\b|between|reduce|<=|>=", re.I)
+    r"\bno longer\b|deprecated|\bonly one\b|instead|n[o']t (be )?(both |be )?(\w+ )?(support|take|accept|"
+    r"allow|available|permit|recogni|implement|enabled|compatible|specif|use|combin|have|set)|: no$", re.I)
+BOUNDED = re.compile(r"too (large|high|big|long|many)|at most|maximum|exceed|(more|less|greater|larger) "
+                     r"than|up to|\brange\b|between|reduce|<=|>=", re.I)
 NOT_BOTH = re.compile(r"\bboth\b|only one|together|simultaneously|one of|either", re.I)
 
 

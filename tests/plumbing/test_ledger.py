@@ -246,7 +246,7 @@ def test_a_used_up_budget_says_what_is_only_reserved(tmp_path):
     part(tmp_path, [3])
     prices = {("m", "in"): 1e-6, ("m", "out"): 1e-3}
     with Ledger(tmp_path, prices, budget_usd=1.5) as ledger:
-        with pytest.raises(BudgetReached, match=r"\$0\.0000 spent.*\$1\.0001 only reserved, for what waits in batches"):
+        with pytest.raises(BudgetReached, match=r"\$0\.0000 spent.*\$1\.0001 only reserved, for what waits"):
             ledger.start(REQUEST, 10, 1000)
     with Ledger(tmp_path, prices, budget_tokens=1200) as ledger:
         with pytest.raises(BudgetReached, match="1,100 tokens only reserved"):
@@ -308,7 +308,8 @@ def test_broken_files_are_named_in_one_line(live, name, content, words):
 
 
 @pytest.mark.parametrize("flag", [["--price", "m:-1:2"], ["--price", "m:nan:2"], ["--price", "m:1"],
-                                  ["--model", "m:-1"], ["--tasks", "-5"], ["--budget-usd", "-1"], ["--n", "0"]])
+                                  ["--model", "m:-1"], ["--tasks", "-5"], ["--budget-usd", "-1"],
+                                  ["--n", "0"]])
 def test_numbers_that_cannot_be_are_refused(flag):
     with pytest.raises(UserError, match=flag[0]):
         generate.options(["--model", "m", *flag])
@@ -317,8 +318,9 @@ def test_numbers_that_cannot_be_are_refused(flag):
 @pytest.mark.parametrize("blocks", [0, 1, 2, 5])
 def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path, blocks):
     """A process whose files may not grow past a block boundary, as on a full disk."""
+    limit = 4096 * blocks + 500
     code = ("import resource, sys; from plumbing.errors import command; import generate; "
-            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({4096 * blocks + 500}, -1)); command(generate.main)")
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, -1)); command(generate.main)")
     server = FaultServer()
     done = subprocess.run([sys.executable, "-c", code, "--model", "m", "--n", "60", "--tasks", "60", "--out",
                            tmp_path / "run.jsonl"], cwd=ROOT, capture_output=True, text=True,

@@ -15,7 +15,8 @@ def test_retry_after_by_hand(value, seconds):
 
 
 @pytest.mark.parametrize("text, seconds", [
-    ("20", 20), ("0.5", 0.5), ("7.66s", 7.66), ("120ms", 0.12), ("6m0s", 360), ("1h2m3s", 3723), ("1m0.5s", 60.5),
+    ("20", 20), ("0.5", 0.5), ("7.66s", 7.66), ("120ms", 0.12), ("6m0s", 360),
+    ("1h2m3s", 3723), ("1m0.5s", 60.5),
     ("", None), ("soon", None), ("5 apples", None), ("1.2.3s", None), ("m", None),
 ])
 def test_durations_by_hand(text, seconds):

@@ -1,8 +1,8 @@
 """plumbing/refusals.py: what servers mean by their refusals, in words of our own."""
 import pytest
 
-from plumbing.refusals import (codes_of, complaint_of, error_of, fields_not_taken, hint_of, is_moderation, is_success,
-                               may_pass)
+from plumbing.refusals import (codes_of, complaint_of, error_of, fields_not_taken, hint_of, is_moderation,
+                               is_success, may_pass)
 
 
 @pytest.mark.parametrize("answer, text, error", [
@@ -19,7 +19,8 @@ def test_the_error_in_an_answer(answer, text, error):
 
 def test_codes_wherever_they_stand():
     assert codes_of({"code": "Data_Inspection-Failed"}) == {"datainspectionfailed"}
-    assert codes_of({"error": {"type": "a", "innererror": {"code": "b"}, "metadata": {"code": 7}}}) == {"a", "b"}
+    nested = {"type": "a", "innererror": {"code": "b"}, "metadata": {"code": 7}}
+    assert codes_of({"error": nested}) == {"a", "b"}
     assert codes_of([1]) == codes_of(None) == codes_of({"error": "x"}) == set()
     error = {"error": {"code": "unsupported_value", "param": "top_p", "message": "m"}}
     assert complaint_of(error, "m") == "unsupported_value top_p m" and complaint_of(None, "m") == "m"
@@ -27,8 +28,8 @@ def test_codes_wherever_they_stand():
 
 @pytest.mark.parametrize("status, passes", [(408, True), (429, True), (498, True), (499, True), (500, True),
                                             (502, True), (521, True), (523, True), (525, True), (527, True),
-                                            (530, True), (598, True), (501, False), (505, False), (400, False),
-                                            (404, False), (302, False), (600, False), (0, False)])
+                                            (530, True), (598, True), (501, False), (505, False),
+                                            (400, False), (404, False), (302, False), (600, False), (0, False)])
 def test_what_may_pass(status, passes):
     assert may_pass(status) == passes
 
@@ -67,7 +68,7 @@ TWO = "temperature and top_p can't both be given"
     ("unsupported_value temperature only the default is supported", {}, {"temperature"}),
     ("temperature must lie in the range 0 to 0.5", {}, set()),
     ("a text on the temperature of stars was blocked", {}, set()),
-    ("a text on the temperature of stars was blocked", {"temperature": 1.0}, {"temperature"}),  # costs nothing
+    ("a text on the temperature of stars was blocked", {"temperature": 1.0}, {"temperature"}),    # free
     ("`top_p` must be > 0.0 and < 1.0", {"top_p": 1.0}, {"top_p"}),
     ("`top_p` must be > 0.0 and < 1.0", {}, set()),
     ("json_object mode is not available", {}, {"response_format"}),

@@ -20,7 +20,8 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "Suggest some"}]}
 
 
 def try_once(url, seconds, **more):
-    return exchange(generate.post, new_session({}, {}, True), f"{url}/chat/completions", "", BODY, seconds, **more)
+    session = new_session({}, {}, True)
+    return exchange(generate.post, session, f"{url}/chat/completions", "", BODY, seconds, **more)
 
 
 def free_port() -> int:
@@ -101,9 +102,10 @@ def test_a_missing_file_of_certificates_is_named_before_anything_is_sent(live, m
 @pytest.mark.skipif(not shutil.which("openssl"), reason="makes a certificate with openssl")
 def test_certificates_are_checked_once_and_ssl_cert_file_is_used(live, monkeypatch, tmp_path):
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-                    "-keyout", key, "-out", certificate, "-days", "2", "-subj", "/CN=localhost", "-addext",
-                    "subjectAltName=DNS:localhost,IP:127.0.0.1"], check=True, capture_output=True)
+    subprocess.run(["openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt",
+                    "ec_paramgen_curve:prime256v1", "-keyout", key, "-out", certificate, "-days", "2",
+                    "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+                   check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     server = FaultServer(tls=context)

@@ -1,14 +1,14 @@
 """tools/bench/ratelimit.py: how much of a rate limit generate.py's client reaches.
 
-    python -m tools.bench.ratelimit                        # 2, 4, 8, 12, 20 a second, with and without Retry-After
+    python -m tools.bench.ratelimit              # 2, 4, 8, 12, 20 a second, with and without Retry-After
     python -m tools.bench.ratelimit --tokens --header x-ratelimit-reset --seconds 60
 
-A server of ours holds a token bucket for requests and one for tokens, as the limits of paid accounts work: it
-refills all the time, a second's worth fits in, and who finds it empty gets a 429. Answers take a second. All
+A server of ours holds a token bucket for requests and one for tokens, as the limits of paid accounts work:
+it refills all the time, a second's worth fits in, and who finds it empty gets a 429. Answers take a second. All
 flags of generate.py have their defaults, but for --concurrency: 16, its default, or a quarter more than the
 limit can keep busy, so that the limit is what decides.
 
-"reached" counts the answers after the first five seconds, "allowed" is what the bucket has to give meanwhile.
+"reached" counts the answers after the first five seconds, "allowed" is what the bucket gives meanwhile.
 """
 import json
 import os
@@ -88,12 +88,13 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
         if seconds := server.take():
-            return self.reply(429, {"error": {"message": "too many requests"}}, wait_header(server.header, seconds))
+            error = {"error": {"message": "too many requests"}}
+            return self.reply(429, error, wait_header(server.header, seconds))
         time.sleep(server.answer)
         with server.guard:
             server.answered.append(time.monotonic())
             number = len(server.answered)
-        tasks = json.dumps([f"Given text {number}-{i}, find what belongs to {message[:10]}." for i in range(20)])
+        tasks = json.dumps([f"Given text {number}-{i}, find its like, {message[:10]}." for i in range(20)])
         self.reply(200, {"choices": [{"message": {"content": tasks}, "finish_reason": "stop"}],
                          "usage": {"prompt_tokens": 300, "completion_tokens": 700}}, {})
 
@@ -141,10 +142,11 @@ def measure(rate: float, header: str, args) -> dict:
 
 def main():
     parser = Parser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rates", type=positive(float), nargs="+", default=[2, 4, 8, 12, 20], help="a second")
+    rates = [2, 4, 8, 12, 20]
+    parser.add_argument("--rates", type=positive(float), nargs="+", default=rates, help="a second")
     parser.add_argument("--header", choices=HEADERS, action="append", help="default: Retry-After, then none")
     parser.add_argument("--tokens", action="store_true", help="the limit is on tokens, not on requests")
-    parser.add_argument("--seconds", type=positive(float), default=30, help="of each run, after a warm-up of 5")
+    parser.add_argument("--seconds", type=positive(float), default=30, help="of each run, after 5 more")
     args = parser.parse_args()
     worst = 1.0
     for header in args.header or ["Retry-After", "none"]:

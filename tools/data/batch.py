@@ -71,8 +71,8 @@ class BatchClient(Client):
         """
         def send(session, url, key, _, seconds):
             headers = {"Authorization": f"Bearer {key}"} if key else {}
-            return session.request(method, url, headers=headers, timeout=(min(10, seconds), seconds), stream=True,
-                                   allow_redirects=False, **kwargs)
+            return session.request(method, url, headers=headers, timeout=(min(10, seconds), seconds),
+                                   stream=True, allow_redirects=False, **kwargs)
 
         url = self.endpoint(path, query)
         for failures in range(self.args.tries):
@@ -180,7 +180,8 @@ class Part:
         for kind, key in (("output", "output_file_id"), ("errors", "error_file_id")):
             if batch.get(key):
                 content = client.call("GET", f"/files/{batch[key]}/content", good=is_jsonl)
-                write_text(self.path.with_suffix(f".{kind}.jsonl"), client.redact(content.decode("utf-8", "replace")))
+                text = client.redact(content.decode("utf-8", "replace"))
+                write_text(self.path.with_suffix(f".{kind}.jsonl"), text)
         self.note(status="fetched")
         return True
 
@@ -241,7 +242,8 @@ def write_parts(todo, folder, client, prompts, part_size):
         tokens_in, tokens_out = (sum(side) for side in zip(*(tokens for _, tokens in lines[model])))
         part.note(status="new", model=model, requests=len(lines[model]), tokens_in=tokens_in,
                   tokens_out=tokens_out)
-        write_text(part.path, "".join(line for line, _ in lines.pop(model)))  # with this file the part exists
+        text = "".join(line for line, _ in lines.pop(model))
+        write_text(part.path, text)  # with this file the part exists
         parts.append(part)
 
     for request in todo:
@@ -266,8 +268,8 @@ def run_batches(args, flags, client, prompts, pools):
     """Submit, await and join batches until all requests are answered or no batch brings an answer."""
     ledger, folder = client.ledger, client.ledger.folder / "batches"
     folder.mkdir(exist_ok=True)
-    parts = [Part(path) for path in part_files(folder)]
-    parts = [part for part in parts if part.state["status"] != "joined"]  # the ledger has reserved their tokens
+    parts = [Part(path) for path in part_files(folder)]  # the ledger has reserved their tokens
+    parts = [part for part in parts if part.state["status"] != "joined"]
 
     def request_of(i):
         return generate.request_at(i, args.seed, prompts, pools, args.models)
@@ -296,16 +298,18 @@ def run_batches(args, flags, client, prompts, pools):
                 time.sleep(flags.poll * random.uniform(0.9, 1.1))
         check(not refused, f"the provider refused a batch of {folder}: {refused}")
         if progress(client) == before:
-            raise Stopping(f"the last batches brought no new answer ({problem or 'see .errors.jsonl in batches/'})")
+            problem = problem or "see .errors.jsonl in batches/"
+            raise Stopping(f"the last batches brought no new answer ({problem})")
 
 
 def progress(client) -> tuple:
     """What a batch can bring: answers, or the knowledge of fields that have to be left out."""
-    return len(client.ledger.answered), {model: len(fields) for model, fields in client.refused_fields.items() if fields}
+    return len(client.ledger.answered), sum(map(len, client.refused_fields.values()))
 
 
 def submit(parts, client, poll) -> None:
-    """Submit all parts that can be. Those that a full queue has refused go one at a time, once none waits."""
+    """Submit all parts that can be. Those that a full queue has refused go one at a time, each once no other
+    waits."""
     for part in parts:
         if part.state["status"] != "queue full":
             part.submit(client, poll)

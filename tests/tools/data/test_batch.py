@@ -105,7 +105,8 @@ def spoiled(server, spoil):
         if name:
             rows = map(json.loads, server.files[name].splitlines())
             lines = [spoil(next(counter), row) for row in rows]
-            server.files[name] = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+            texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+            server.files[name] = "".join(text + "\n" for text in texts)
         return result
 
     server.run_batch = run
@@ -121,8 +122,8 @@ BAD_LINES = [
     {"response": "text"}, {"response": {}}, {"response": {"status_code": 200, "body": None}},
     {"response": {"status_code": 200, "body": "<html>"}}, {"response": {"status_code": None, "body": {}}},
     "not json", "[]", "null",
-    refusal(400, "an odd prompt"), refusal(402, "no credit"), refusal(429, "quota", code="insufficient_quota"),
-    refusal(401, "who are you"),
+    refusal(400, "an odd prompt"), refusal(402, "no credit"),
+    refusal(429, "quota", code="insufficient_quota"), refusal(401, "who are you"),
 ]
 
 
@@ -202,7 +203,8 @@ def test_odd_pages_of_the_list_of_batches(go, body):
     assert set(server.billed.values()) == {1}
 
 
-@pytest.mark.parametrize("body", [b"<html>busy</html>", b"{}", b'{"status": null}', b'{"status": "validating"}'])
+@pytest.mark.parametrize("body", [b"<html>busy</html>", b"{}", b'{"status": null}',
+                                  b'{"status": "validating"}'])
 def test_odd_words_on_a_batch(go, body):
     server = BatchServer()
     reply_first(server, "/batches/batch-0", body)
