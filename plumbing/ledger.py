@@ -58,7 +58,7 @@ def estimate_tokens(text: str) -> int:
 
 def most_tokens(message: str) -> int:
     """More than a prompt can cost: three UTF-8 bytes a token, and 50 for the server's chat template."""
-    return len(message.encode()) // 3 + 50
+    return len(message.encode("utf-8", "replace")) // 3 + 50
 
 
 def model_share(text: str) -> tuple[str, float]:

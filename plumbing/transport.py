@@ -9,6 +9,7 @@ for: a refused connection, a failed handshake or a proxy that lets nobody throug
 is read through a small reader that knows the deadline.
 """
 import io
+import math
 import os
 import threading
 import time
@@ -21,6 +22,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from plumbing.errors import check
 
 MAX_BYTES = 32 * 2**20          # of one answer
+PIECE = 2**20                   # bytes that are sent at a time
 TRY = threading.local()         # of the try under way in this thread: deadline, sent
 
 
@@ -99,9 +101,11 @@ def hint_of(problem: str) -> str | None:
 # ----------------------------------------------------------------------------------- where the bytes pass
 
 def outgoing(body):
-    """A request's body, which notes that it is being sent."""
+    """A request's body in pieces, since each has the whole time-out. Notes that it is being sent."""
     TRY.sent = True
-    yield body
+    content = body.encode() if isinstance(body, str) else body
+    for begin in range(0, len(content), PIECE):
+        yield content[begin:begin + PIECE]
 
 
 class BeforeDeadline(io.RawIOBase):
@@ -109,6 +113,7 @@ class BeforeDeadline(io.RawIOBase):
 
     def __init__(self, sock):
         self.sock, self.raw, self.deadline = sock, sock.makefile("rb", buffering=0), TRY.deadline
+        self.patience = sock.gettimeout() or math.inf          # until the next byte
 
     def readable(self):
         return True
@@ -117,7 +122,7 @@ class BeforeDeadline(io.RawIOBase):
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("the answer takes too long")
-        self.sock.settimeout(left)
+        self.sock.settimeout(min(left, self.patience))
         return self.raw.readinto(buffer)
 
     def close(self):

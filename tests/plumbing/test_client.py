@@ -401,6 +401,7 @@ def test_a_reader_that_leaves_loses_nothing(tmp_path):
     process.stderr.read()
     process.wait(30)
     assert len(rows_of(tmp_path / "run")) == len(server.answered)
+    assert sorted(raw_ids(tmp_path / "run")) == list(range(40))            # and the run goes on to its end
     server.close()
 
 

@@ -148,6 +148,15 @@ def test_one_deadline_for_the_whole_answer(fault):
     server.close()
 
 
+def test_a_large_body_is_sent_whole():
+    server = FaultServer()
+    body = BODY | {"large": "é" * 3_000_000}
+    session = new_session({}, {}, True)
+    assert exchange(generate.post, session, f"{server.url}/chat/completions", "", body, 20)[0] == 200
+    assert server.bodies == [body]
+    server.close()
+
+
 def test_an_answer_has_a_largest_size():
     server = FaultServer(scripted=lambda *_: (200, b"x" * 300_000, {}))
     assert len(try_once(server.url, 5, max_bytes=300_000)[2]) == 300_000

@@ -32,6 +32,7 @@ from plumbing.transport import Failed, exchange
 
 MAX_REQUESTS, MAX_BYTES = 50_000, 190_000_000  # OpenAI's limits for one file are 50,000 and 200 MB
 MAX_DOWNLOAD = 2**31
+SLOWEST = 20  # times --timeout, of a file of 200 MB
 OVER = ("completed", "expired", "cancelled", "failed")
 QUEUE_FULL = re.compile("enqueued|token_limit_exceeded|queue", re.I)   # a limit on what waits at one time
 
@@ -69,9 +70,9 @@ class BatchClient(Client):
 
         lookup: asked before a second POST whether the first worked.
         """
-        def send(session, url, key, _, seconds):
+        def send(session, url, key, *_):
             headers = {"Authorization": f"Bearer {key}"} if key else {}
-            return session.request(method, url, headers=headers, timeout=(min(10, seconds), seconds),
+            return session.request(method, url, headers=headers, timeout=self.args.timeout,  # of each byte
                                    stream=True, allow_redirects=False, **kwargs)
 
         url = self.endpoint(path, query)
@@ -81,8 +82,8 @@ class BatchClient(Client):
             status, headers = 0, {}
             try:
                 with self.session() as session:
-                    status, headers, content = exchange(send, session, url, self.key, {}, self.args.timeout,
-                                                        MAX_DOWNLOAD)
+                    status, headers, content = exchange(send, session, url, self.key, {},
+                                                        SLOWEST * self.args.timeout, MAX_DOWNLOAD)
             except Failed as failed:
                 self.problem = self.one_line(failed.problem)
                 check(not failed.hint, f"{self.address}{path}: {self.problem} ({failed.hint})")
