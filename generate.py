@@ -24,7 +24,7 @@ the budget, the run ends in good order.
 
 What it leaves to plumbing/, because none of it is the method:
 
-    client.py     asks from many threads, and again where a server fails
+    client.py     asks again where a server fails; threads.py asks many at once
     ledger.py     keeps the answers and the budget, in a folder named like --out without .jsonl
     pools.py      keeps the tasks of step 1, and the settings with which the run was begun
     answers.py    finds the JSON in an answer and repairs it
@@ -40,7 +40,7 @@ import re
 from pathlib import Path
 
 from plumbing.answers import parse_object, parse_tasks, reject_if
-from plumbing.client import Client, ask_all
+from plumbing.client import Client, body_fields
 from plumbing.errors import Parser, at_least_0, blame, check, command, positive, seed, share
 from plumbing.files import read_json, read_list, sha256, text_hash, write_json, write_jsonl
 from plumbing.ledger import ANSWER, Ledger, model_price, model_share, read_rows
@@ -50,6 +50,7 @@ from plumbing.refusals import is_refusal
 from plumbing.report import Counts, estimate, print_report
 from plumbing.texts import (MAX_CHARS, bad_characters, contains_label, is_code, normalize, repetitive,
                             wrong_script)
+from plumbing.threads import ask_all, concurrency
 
 PROMPTS = Path(__file__).parent / "prompts"
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -356,7 +357,7 @@ def request_body(request, message, args) -> dict:
             "max_tokens": args.max_answer_tokens}
     if args.json_mode and request["step"] == "generate":   # a brainstorm asks for a list
         body["response_format"] = {"type": "json_object"}
-    return body
+    return body | args.body                                # such as {"top_k": 20}
 
 
 def post(session, url, key, body, seconds):
@@ -519,6 +520,8 @@ def main(argv=None):
 
     # A budget that is used up, or Ctrl-C, ends this block early. The ledger keeps its counts after it.
     with Ledger(args.folder, args.prices, args.budget_usd, args.budget_tokens) as ledger:
+        if args.again_truncated:
+            ledger.set_aside_truncated(args.max_answer_tokens)
         client = Client(args, ledger, request_body, post, read_completion)
         generations = brainstorm(client, prompts, args)          # step 1
         ask_for_examples(client, prompts, generations, args)     # step 2
@@ -569,8 +572,10 @@ def options(argv=None):
     add("--json-mode", action=argparse.BooleanOptionalAction, default=True,
         help="ask for JSON through response_format")
     add("--max-answer-tokens", type=positive(int), default=4096)
+    add("--again-truncated", action="store_true", help="ask again what a lower --max-answer-tokens cut off")
+    add("--body", type=body_fields, default={}, metavar="JSON", help="more fields of the request's body")
     # the server
-    add("--concurrency", type=positive(int), default=16, help="requests under way at once")
+    add("--concurrency", type=concurrency, default=16, help="requests under way at once, up to 1000")
     add("--timeout", type=positive(float), default=180, help="seconds for one whole answer")
     add("--tries", type=positive(int), default=8, help="attempts at a request in one run")
     add("--backoff", type=at_least_0(float), default=1.0, help="seconds before a retry, doubled each time")

@@ -10,6 +10,12 @@
     run         a training run's folder, checkpoints, log and signals
 
     client      the same request again, until it is answered
+    transport   one try over the wire, before a deadline
+    limits      how long to wait before the next one, and who waits
+    complaints  what a server means that answers with an error
+    completion  what an answer holds
+    threads     many requests at once
+    batches     what waits at a provider's batch API
     ledger      a live run's folder: what was asked, answered and paid
     pools       the settings and tasks that decide a run's requests
     answers     what an LLM wrote -> an object, a list of tasks, or the reason why not

@@ -144,6 +144,10 @@ def explain(error: Exception) -> str | None:
     Errors of torch and safetensors are known by their class's name: neither needs to be loaded here.
     """
     kind, text = type(error).__name__, str(error)
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return f"{error.filename}: a file stands where a folder is wanted: choose another path"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, (UserError, OSError)) or kind == "SafetensorError":       # the last: a full disk
         return text
     if kind == "OutOfMemoryError":

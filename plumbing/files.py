@@ -191,7 +191,11 @@ def open_log(path: Path):
 def append(file, row: dict) -> None:
     """Append an object in one unbuffered write: then a kill cannot lose it (a power cut may)."""
     line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-    written = file.write(line)
+    try:
+        written = file.write(line)
+    except OSError as error:                   # a disk that is full to the last block takes no byte
+        raise UserError(f"{file.name}: cannot be written ({error.strerror}); make room and run the same "
+                        "command again") from None
     if written != len(line):                   # a full disk; half a line must not meet the next one
         file.truncate(file.seek(0, os.SEEK_END) - written)
         raise UserError(f"{file.name}: the disk is full; make room and run the same command again")

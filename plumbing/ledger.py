@@ -5,6 +5,8 @@ It exists so that no answer is paid for twice and no budget is passed, whatever 
     header.json, tasks.jsonl, tasks2.jsonl, ...    what decides the requests: see plumbing/pools.py
     started.jsonl   a line before each try, and a line after each refusal
     raw.jsonl       each answer as it came, with finish_reason and usage, flushed before anything reads it
+    truncated.jsonl answers that were asked for again with more room (--again-truncated); paid all the same
+    batches/        what waits at a provider's batch API: asked, and not asked again
     lock            held by the one process that may write
 
 An answer in raw.jsonl is never asked for again. A try with neither an answer nor a refusal may have been
@@ -16,15 +18,19 @@ usage {"prompt_tokens", "completion_tokens", and "estimated" where the server ga
 """
 import argparse
 import fcntl
+import json
 import math
 import threading
 from collections import Counter
 
-from plumbing.errors import UserError, blame
-from plumbing.files import append, open_log, parse_line, read_jsonl, read_lines
+from plumbing import batches
+from plumbing.errors import UserError, blame, check
+from plumbing.files import (append, fields, open_log, parse_line, read_jsonl, read_lines, replace_file)
 
 ANSWER = {"id": (int, str), "step": str, "type": str, "params": dict, "response": str}    # for a replay
 PAID = {"model": str, "usage": dict}               # in raw.jsonl besides
+USAGE = ("prompt_tokens", "completion_tokens")
+TRY = {"id": (int, str), "model": str, "tokens_in": int, "tokens_out": int}     # a line of started.jsonl
 
 
 class Stopping(Exception):
@@ -49,7 +55,7 @@ def estimate_tokens(text: str) -> int:
 
 def most_tokens(message: str) -> int:
     """More than a prompt can cost: three UTF-8 bytes a token, and 50 for the server's chat template."""
-    return len(message.encode()) // 3 + 50
+    return len(message.encode("utf-8", "replace")) // 3 + 50
 
 
 def model_share(text: str) -> tuple[str, float]:
@@ -100,6 +106,17 @@ def read_rows(path, schema: dict, log=True):
 
 # ----------------------------------------------------------------------------------------------- the books
 
+def answer_key(row: dict) -> str:
+    """What tells an answer from another one to the same request."""
+    return json.dumps([row["id"], row["response"], row["usage"], row.get("seconds")], sort_keys=True)
+
+
+def write_rows(path, rows) -> None:
+    """Answers into a whole file; they may hold any characters."""
+    lines = [json.dumps(row) + "\n" for row in rows]
+    replace_file(path, lambda beside: beside.write_text("".join(lines)))
+
+
 class Ledger:
     """A run's folder and books. One process at a time has it open for writing; many threads share it.
 
@@ -116,11 +133,13 @@ class Ledger:
         self.folder, self.prices = folder, prices
         self.budget_usd, self.budget_tokens = budget_usd, budget_tokens
         self.answered = set()                      # ids
+        self.in_batches = set()                    # ids that wait at a batch API
         self.brainstorms = {}                      # id -> response
         self.pending = {}                          # id -> the most tokens that the try under way can use
         self.spent, self.lost, self.reserved = Counter(), Counter(), Counter()
         self.tries_lost = 0
         self.usage_estimated = 0                   # answers whose server reported no usage
+        self.set_aside = 0                         # truncated answers that were asked for again
         self.exit_code = 0
         self.changed = threading.Condition()       # guards all of the above
         self.stop = threading.Event()              # set: no thread may begin another try
@@ -133,6 +152,8 @@ class Ledger:
                 raise UserError(f"{folder}: another process works here; wait for it or stop it") from None
             self.raw = open_log(folder / "raw.jsonl")
             self.started = open_log(folder / "started.jsonl")
+            self.in_batches, tokens = batches.waiting(folder / "batches")
+            self.reserved.update(tokens)
         self.read_books()
 
     def __enter__(self):
@@ -152,21 +173,64 @@ class Ledger:
 
     def read_books(self):
         """Take up the answers on disk, and find the tries that may have been paid for without one."""
+        ended = Counter()                          # id -> tries that ended with an answer or a refusal
+        aside = self.answers_set_aside()
+        self.set_aside = len(aside)
+        for row in aside.values():
+            self.count_usage(row)
+            ended[row["id"]] += "batch" not in row
         for where, row in read_rows(self.folder / "raw.jsonl", ANSWER | PAID):
             with blame(where, "mend or delete this line"):
-                self.count_answer(row)
-        started, refused, most = Counter(), Counter(), {}
+                counts = [row["usage"][key] for key in USAGE]
+                check(all(type(count) is int and count >= 0 for count in counts),
+                      f"{where}: usage {counts} is no count of tokens: mend or delete this line")
+                self.note_answer(row)
+                if answer_key(row) not in aside:   # else a kill came between the two files
+                    self.count_usage(row)
+                    ended[row["id"]] += "batch" not in row     # a batch's answer ends no try of ours
+        most = {}                                  # id -> its tries, not yet ended, and the tokens of one
         for row in read_jsonl(self.folder / "started.jsonl", {"id": (int, str)}, log=True):
             if "refused" in row:
-                refused[row["id"]] += 1
+                ended[row["id"]] += 1
+                continue
+            fields(row, self.folder / "started.jsonl", TRY)
+            tries, _ = most.get(row["id"], (0, None))
+            most[row["id"]] = tries + 1, tokens_of(row["model"], row["tokens_in"], row["tokens_out"])
+        for key, (tries, tokens) in most.items():
+            for _ in range(tries - ended[key]):
+                self.count_lost(tokens)
+
+    # -------------------------------------------------------------------- truncated answers, asked again
+
+    def answers_set_aside(self) -> dict:
+        """The rows of truncated.jsonl, each once."""
+        path = self.folder / "truncated.jsonl"
+        rows = read_rows(path, ANSWER | PAID) if path.exists() else ()
+        return {answer_key(row): row for _, row in rows}
+
+    def set_aside_truncated(self, max_answer_tokens: int) -> None:
+        """Move the answers that a lower limit has cut off from raw.jsonl to truncated.jsonl: they stay paid,
+        and their requests are open again."""
+        limits = {row["id"]: row["tokens_out"]
+                  for row in read_jsonl(self.folder / "started.jsonl", log=True) if "refused" not in row}
+        aside, kept = self.answers_set_aside(), []
+        path = self.folder / "raw.jsonl"
+        for number, line in read_lines(path):
+            row = parse_line(line, f"{path}:{number}", any_characters=True)
+            limit = limits.get(row["id"], row["usage"]["completion_tokens"])
+            truncated = row.get("finish_reason") == "length" and row["step"] == "generate"
+            if truncated and limit < max_answer_tokens:
+                aside[answer_key(row)] = row
+                self.answered.discard(row["id"])
             else:
-                started[row["id"]] += 1
-                most[row["id"]] = tokens_of(row["model"], row["tokens_in"], row["tokens_out"])
-        for key in started:
-            answered = 1 if key in self.answered else 0
-            perhaps_paid = started[key] - refused[key] - answered
-            for _ in range(perhaps_paid):
-                self.count_lost(most[key])
+                kept.append(line)
+        if len(aside) > self.set_aside:
+            write_rows(self.folder / "truncated.jsonl", aside.values())
+            self.raw.close()
+            replace_file(path, lambda beside: beside.write_bytes(b"".join(kept)))
+            self.raw = open_log(path)
+            print(f"{len(aside) - self.set_aside} truncated answers are asked for again")
+            self.set_aside = len(aside)
 
     # ------------------------------------------------------------------------------------------ one try
 
@@ -177,7 +241,7 @@ class Ledger:
         with self.changed:
             while not self.within_budget(tokens):
                 if not self.pending:
-                    raise BudgetReached("the budget is used up")
+                    raise BudgetReached(self.used_up(tokens))
                 self.changed.wait()
             if self.stop.is_set():
                 raise Stopping("interrupted")
@@ -201,9 +265,15 @@ class Ledger:
                 self.count_lost(tokens)
 
     def count_answer(self, row: dict) -> None:
+        self.note_answer(row)
+        self.count_usage(row)
+
+    def note_answer(self, row: dict) -> None:
         self.answered.add(row["id"])
         if row["step"] == "brainstorm":
             self.brainstorms[row["id"]] = row["response"]
+
+    def count_usage(self, row: dict) -> None:
         usage = row["usage"]
         self.spent.update(tokens_of(row["model"], usage["prompt_tokens"], usage["completion_tokens"]))
         if "estimated" in usage:
@@ -225,6 +295,16 @@ class Ledger:
         if self.budget_usd is not None and self.cost(total) > self.budget_usd:
             return False
         return self.budget_tokens is None or total.total() <= self.budget_tokens
+
+    def used_up(self, tokens: Counter) -> str:
+        """Why there is no room for one more try, which can use these tokens."""
+        uses = {"spent": self.spent, "perhaps paid without an answer": self.lost,
+                "only reserved, for what waits in batches": self.reserved,
+                "the next request at most": tokens}
+        in_usd = self.budget_usd is not None
+        amounts = [f"${self.cost(used):.4f} {name}" if in_usd else f"{used.total():,} tokens {name}"
+                   for name, used in uses.items()]
+        return "the budget is used up: " + ", ".join(amounts)
 
     def summary(self) -> dict:
         """What the run has used and cost so far, for the report."""

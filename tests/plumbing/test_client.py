@@ -14,8 +14,8 @@ import pytest
 import generate
 from answers import ROOT, ledger_of, raw_ids, rows_of
 from fault_server import KEY, FaultServer
-from plumbing.client import error_of, retry_after
 from plumbing.errors import UserError
+from tools.bench.ratelimit import LimitedServer
 
 
 # ------------------------------------------------------------------------------------------ what is sent
@@ -65,7 +65,155 @@ def test_a_field_refused_under_both_names_stops(live):
     assert server.requests == 2
 
 
+def test_a_field_is_given_up_only_if_an_answer_comes_without_it(live):
+    """The text of one prompt may sound like a refusal of a field."""
+    def script(number, body, headers):
+        if number == 12:
+            script.refused = body["messages"]
+        if number >= 12 and body["messages"] == script.refused:
+            return 400, {"error": {"message": "temperature: is not allowed as a topic"}}, {}
+
+    server = FaultServer(scripted=script)
+    assert live(server, "--concurrency", "1", n=30) == 1
+    assert len(raw_ids(live.folder)) == 29
+    assert sum("temperature" not in body for body in server.bodies) == 1
+
+
+def test_of_two_fields_that_exclude_each_other_the_users_stays(live):
+    def script(number, body, headers):
+        if "temperature" in body and "top_p" in body:
+            return 400, {"error": {"message": "temperature and top_p cannot both be specified"}}, {}
+
+    server = FaultServer(scripted=script)
+    assert live(server, "--concurrency", "1", "--top-p", "0.9", n=5) == 0
+    assert server.bodies[-1]["top_p"] == 0.9 and "temperature" not in server.bodies[-1]
+
+
+def test_more_fields_join_the_body(live, capsys):
+    server = FaultServer()
+    fields = '{"chat_template_kwargs": {"enable_thinking": false}, "top_k": 3}'
+    assert live(server, "--body", fields, n=5) == 0
+    assert all(body["chat_template_kwargs"] == {"enable_thinking": False} for body in server.bodies)
+    assert {body["top_k"] for body in server.bodies} == {3}
+
+
+@pytest.mark.parametrize("text, words", [("[1]", "an object"), ("{", "not JSON"),
+                                         ('{"stream": true}', "stream"),
+                                         ('{"max_tokens": 3}', "--max-answer-tokens")])
+def test_a_body_that_cannot_be_is_refused(text, words):
+    with pytest.raises(UserError, match=words):
+        generate.options(["--model", "m", "--body", text])
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "1001", "1000000"])
+def test_absurd_numbers_are_refused(value):
+    with pytest.raises(UserError, match="--concurrency"):
+        generate.options(["--model", "m", "--concurrency", value])
+
+
+# ---------------------------------------------------------------------------------------- what comes back
+
+def completion(message, **more):
+    return {"choices": [{"message": message, "finish_reason": "stop"}]} | more
+
+
+def only_examples(*answers):
+    """A script: brainstorms as ever, then these answers (status, object, headers), the last one for good."""
+    left = list(answers)
+
+    def script(number, body, headers):
+        if "JSON object" in body["messages"][0]["content"]:
+            return left.pop(0) if len(left) > 1 else left[0]
+    return script
+
+
+@pytest.mark.parametrize("message, text", [
+    ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, "ab"),
+    ({"content": None, "reasoning_content": "c"}, "c"),
+    ({"content": "d", "reasoning_content": "e"}, "d"),
+])
+def test_the_whole_message_is_kept(live, message, text):
+    hidden = message | {"note": f"for {KEY}"}
+    live(FaultServer(scripted=only_examples((201, completion(hidden), {}))), n=2)
+    rows = [row for row in rows_of(live.folder) if row["step"] == "generate"]
+    assert [row["response"] for row in rows] == [text] * 2
+    assert rows[0]["message"] == message | {"note": "for [key]"}
+
+
+def test_tokens_of_thoughts_count_against_the_budget(live):
+    usage = {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 1030}
+    server = FaultServer(scripted=only_examples((200, completion({"content": "{}"}, usage=usage), {})))
+    live(server, "--budget-tokens", "20_000", "--max-answer-tokens", "1000", "--concurrency", "1")
+    rows = [row for row in rows_of(live.folder) if row["step"] == "generate"]
+    assert {row["usage"]["completion_tokens"] for row in rows} == {1020} and 10 < len(rows) < 20
+    assert 18_000 < ledger_of(live.folder)["tokens"] <= 20_000
+
+
+ERROR = {"choices": [{"message": {"content": ""}, "finish_reason": "error", "error": {"message": "no"}}]}
+
+
+@pytest.mark.parametrize("status, value, paid", [
+    (200, ERROR, 1),
+    (400, {"error": {"message": "could not make JSON", "code": "json_validate_failed"}}, 1),
+    (504, {}, 1), (520, {}, 1), (522, {}, 1), (524, {}, 1), (408, {}, 1),      # a gateway's; perhaps billed
+    (502, {}, 0), (521, {}, 0), (530, {}, 0), (498, {}, 0), (429, {}, 0),
+])
+def test_what_passes_is_tried_again_and_what_may_be_billed_is_counted(live, status, value, paid):
+    def script(number, body, headers):
+        return (status, value, {}) if number == 0 else None
+
+    server = FaultServer(scripted=script)
+    assert live(server, n=4) == 0 and sorted(raw_ids(live.folder)) == list(range(4))
+    assert ledger_of(live.folder)["tries perhaps paid without an answer"] == paid
+
+
+def test_one_hopeless_prompt_does_not_stop_the_others(live):
+    def script(number, body, headers):
+        if number == 12:
+            return 400, {"error": {"message": "an odd prompt"}}, {}
+
+    server = FaultServer(scripted=script)
+    assert live(server, n=30) == 1
+    assert len(raw_ids(live.folder)) == 29
+    assert live(server, n=30) == 0                 # asked again, by a later run
+    assert ledger_of(live.folder)["tries perhaps paid without an answer"] == 0
+
+
+def test_a_redirect_names_its_target(live):
+    server = FaultServer(scripted=lambda *_: (307, {}, {"Location": f"/v2/chat/completions?key={KEY}"}))
+    target = r"http://127.0.0.1:\d+/v2/chat/completions \("
+    with pytest.raises(UserError, match="answered 307: it sends us to " + target):
+        live(server)
+
+
+def test_a_servers_words_do_not_steer_the_terminal(live, capfd):
+    words = "\x1b[2J\x1b]0;title\x07 lone \ud800 pair\r\n\u202e"
+    server = FaultServer(scripted=lambda *_: (503, {"error": {"message": words}}, {}))
+    assert live(server, "--tries", "1") == 1
+    with pytest.raises(UserError) as caught:
+        live(FaultServer(scripted=lambda *_: (401, {"error": {"message": words}}, {})), n=5)
+    for text in ("".join(capfd.readouterr()), str(caught.value)):
+        assert "lone" in text and "title" in text
+        assert not {"\x1b", "\x07", "\ud800", "\r", "\u202e"} & set(text)
+
+
 # -------------------------------------------------------------------------------------- retries and waits
+
+@pytest.mark.parametrize("header", ["retry-after-ms", "none"])
+def test_a_rate_limit_is_used_to_the_full(live, header):
+    """At a twentieth of the times of tools/bench/ratelimit.py: 80 a second, answers of 0.05 s."""
+    server = LimitedServer(80, header, answer=0.05, burst=0.05)
+    assert live(server, n=140, backoff=0.05) == 0
+    seconds = server.answered[-1] - server.answered[0]
+    assert server.refused and len(server.answered) / seconds > 0.6 * 80
+    ids = raw_ids(live.folder)
+    assert sorted(ids) == list(range(140))
+
+
+def test_a_limit_of_a_few_requests_a_minute_ends_with_all_answered(live):
+    server = LimitedServer(10, "none", answer=0, burst=0)
+    assert live(server, "--tries", "5", "--concurrency", "8", n=8, backoff=0.02) == 0
+    assert sorted(raw_ids(live.folder)) == list(range(8)) and server.refused > 8 * 5
 
 def test_faults_lose_and_double_nothing(live):
     faults = dict.fromkeys(["status-429", "status-500", "cut", "garbage", "truncated", "headless", "reset",
@@ -99,12 +247,6 @@ def test_all_threads_obey_retry_after(live, as_date):
     assert min(after) >= 0.95                      # a date has whole seconds, so two are one at least
 
 
-@pytest.mark.parametrize("value, seconds", [("7", 7), ("-1", 0), ("soon", 0), ("", 0), ("nan", 0),
-                                            ("Sun, 06 Nov 1994 08:49:37 GMT", 0)])
-def test_retry_after_by_hand(value, seconds):
-    assert retry_after({"Retry-After": value}) == seconds
-
-
 def test_a_server_that_asks_to_wait_for_long_ends_the_run(live):
     server = FaultServer(scripted=lambda *_: (503, {"error": {"message": "later"}}, {"Retry-After": "3600"}))
     with pytest.raises(UserError, match="asks to wait 3600 s"):
@@ -122,18 +264,6 @@ def test_waits_grow_and_tries_are_bounded(live):
 
 
 # ----------------------------------------------------------------------------------- what no retry can help
-
-@pytest.mark.parametrize("answer, text, error", [
-    ({"error": {"message": "no", "code": "c"}}, "raw", ("no", "c")),
-    ({"error": {"message": "no", "type": "t", "code": None}}, "raw", ("no", "t")),
-    ({"error": "no"}, "raw", ("raw", None)),
-    ({"detail": "no"}, "raw", ("raw", None)),
-    ([], "raw", ("raw", None)),
-    (None, "<html>", ("<html>", None)),
-])
-def test_the_error_in_an_answer(answer, text, error):
-    assert error_of(answer, text) == error
-
 
 @pytest.mark.parametrize("status, error, words", [
     (400, {"message": "bad body"}, "bad body"),
@@ -155,12 +285,14 @@ def test_hopeless_answers_stop_at_once(live, status, error, words):
     assert all(row["id"] in refused for row in rows)           # nothing counts as perhaps paid
 
 
-def test_a_filtered_prompt_counts_as_answered(live):
-    def script(number, body, headers):
-        if "JSON object" in body["messages"][0]["content"]:
-            return 400, {"error": {"message": "filtered", "code": "content_filter"}}, {}
-
-    server = FaultServer(scripted=script)
+@pytest.mark.parametrize("status, answer", [
+    (400, {"error": {"message": "filtered", "code": "content_filter"}}),
+    (400, {"error": {"message": "no", "code": "data_inspection_failed"}}),
+    (403, {"error": {"message": "the input was flagged", "code": 403}}),
+    (200, {"choices": [{"finish_reason": "content_filter: PROHIBITED"}]}),
+])
+def test_a_filtered_prompt_counts_as_answered(live, status, answer):
+    server = FaultServer(scripted=only_examples((status, answer, {})))
     assert live(server, n=10) == 0
     asked = server.requests
     assert live(server, n=10) == 0 and server.requests == asked
@@ -257,6 +389,19 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path):
         time.sleep(0.2)
     assert process.returncode not in (None, 0) and time.monotonic() < begun + 10
     process.communicate()
+    server.close()
+
+
+def test_a_reader_that_leaves_loses_nothing(tmp_path):
+    """As in `python generate.py ... | head -1`."""
+    server = FaultServer(delay=0.02)
+    process = start(tmp_path, server, "--n", "40", "--concurrency", "4")
+    process.stdout.readline()
+    process.stdout.close()
+    process.stderr.read()
+    process.wait(30)
+    assert len(rows_of(tmp_path / "run")) == len(server.answered)
+    assert sorted(raw_ids(tmp_path / "run")) == list(range(40))            # and the run goes on to its end
     server.close()
 
 

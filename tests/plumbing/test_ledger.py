@@ -1,10 +1,13 @@
 """plumbing/ledger.py: what was asked, answered and paid, through kills, budgets and changed settings."""
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 import generate
-from answers import PROMPTS, ledger_of, raw_ids, rows_of
+from answers import PROMPTS, ROOT, ledger_of, raw_ids, rows_of
 from fault_server import FaultServer
 from plumbing.errors import UserError
 from plumbing.files import append, open_log
@@ -212,3 +215,125 @@ def test_one_process_at_a_time(live):
         with pytest.raises(UserError, match="another process"):
             live(FaultServer())
     assert live(FaultServer(), n=5) == 0
+
+
+# ------------------------------------------------------------------------------- batches beside a live run
+
+def part(folder, ids, status="submitted"):
+    """A part of requests that wait at a batch API, as tools/data/batch.py writes it."""
+    (folder / "batches").mkdir(parents=True, exist_ok=True)
+    rows = [{"custom_id": str(key), "body": {"model": "m", "messages": [{"content": "x"}]}} for key in ids]
+    (folder / "batches/0001.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    state = {"status": status, "model": "m", "tokens_in": 100, "tokens_out": 1000}
+    (folder / "batches/0001.json").write_text(json.dumps(state))
+
+
+def test_a_lost_try_stays_lost_when_a_batch_answers_its_request(tmp_path):
+    with open_log(tmp_path / "started.jsonl") as file:
+        append(file, {"id": 1, "model": "m", "tokens_in": 3, "tokens_out": 4})
+    with open_log(tmp_path / "raw.jsonl") as file:
+        append(file, answer_to(REQUEST) | {"batch": "b"})
+    books = Ledger(tmp_path, {}, read_only=True)
+    assert books.answered == {1} and (books.tries_lost, books.lost.total()) == (1, 7)
+
+
+def test_a_live_run_leaves_alone_what_waits_in_batches(live, capsys):
+    part(live.folder, range(5, 15))
+    server = FaultServer()
+    assert live(server, n=20) == 1
+    assert sorted(raw_ids(live.folder)) == [*range(5), *range(15, 20)]
+    assert "10 requests wait in" in capsys.readouterr().out
+    part(live.folder, range(5, 15), status="joined")
+    assert live(server, n=20) == 0 and sorted(raw_ids(live.folder)) == list(range(20))
+
+
+def test_a_used_up_budget_says_what_is_only_reserved(tmp_path):
+    part(tmp_path, [3])
+    prices = {("m", "in"): 1e-6, ("m", "out"): 1e-3}
+    with Ledger(tmp_path, prices, budget_usd=1.5) as ledger:
+        with pytest.raises(BudgetReached, match=r"\$0\.0000 spent.*\$1\.0001 only reserved, for what waits"):
+            ledger.start(REQUEST, 10, 1000)
+    with Ledger(tmp_path, prices, budget_tokens=1200) as ledger:
+        with pytest.raises(BudgetReached, match="1,100 tokens only reserved"):
+            ledger.start(REQUEST, 10, 1000)
+
+
+# ------------------------------------------------------------------------------------ truncated answers
+
+def test_truncated_answers_are_asked_again_with_more_room(live):
+    def script(number, body, headers):
+        if body["max_tokens"] < 200 and "JSON object" in body["messages"][0]["content"] and number % 2:
+            answer = {"message": {"content": '{"S1": "cut'}, "finish_reason": "length"}
+            return 200, {"choices": [answer], "usage": {"prompt_tokens": 10, "completion_tokens": 100}}, {}
+
+    server = FaultServer(scripted=script)
+    assert live(server, "--max-answer-tokens", "100", "--concurrency", "1", n=20) == 0
+    truncated = [row["id"] for row in rows_of(live.folder) if row["finish_reason"] == "length"]
+    asked, before = server.requests, ledger_of(live.folder)["tokens"]
+    assert 5 < len(truncated) < 15
+    assert live(server, "--max-answer-tokens", "100", "--again-truncated", n=20) == 0      # no more room
+    assert live(server, "--max-answer-tokens", "400", n=20) == 0                           # not asked for
+    assert server.requests == asked
+    raw = (live.folder / "raw.jsonl").read_bytes()
+    assert live(server, "--max-answer-tokens", "400", "--again-truncated", n=20) == 0
+    assert server.requests == asked + len(truncated)
+    assert sorted(raw_ids(live.folder)) == list(range(20))
+    assert not any(row["finish_reason"] == "length" for row in rows_of(live.folder))
+    after = ledger_of(live.folder)
+    assert after["tokens"] >= before + 100 * len(truncated)
+    assert after["tries perhaps paid without an answer"] == 0
+    assert live(server, "--max-answer-tokens", "400", "--again-truncated", n=20) == 0
+    assert server.requests == asked + len(truncated) and ledger_of(live.folder) == after
+    (live.folder / "raw.jsonl").write_bytes(raw)               # as if a kill had come between the two files
+    books = Ledger(live.folder, {}, read_only=True)
+    assert books.spent.total() == before and len(books.answered & set(range(20))) == 20
+
+
+# ----------------------------------------------------------------------------------------- broken files
+
+@pytest.mark.parametrize("name, content, words", [
+    ("header.json", "{", "header.json: not readable"),
+    ("header.json", '{"tasks": 3}', "'tasks'"),
+    ("header.json", "[]", "no JSON object"),
+    ("tasks.jsonl", None, "tasks.jsonl is gone"),
+    ("started.jsonl", '{"id": 1}\n', "'model' is missing"),
+    ("started.jsonl", "[]\n", "no JSON object"),
+    ("raw.jsonl", json.dumps(answer_to(REQUEST, tokens_in=-1)) + "\n", "mend or delete"),
+    ("batches/0001.json", "{", "0001.json: not readable"),
+    ("batches/0001.jsonl", '{"custom_id": 3}\n', "'custom_id'"),
+])
+def test_broken_files_are_named_in_one_line(live, name, content, words):
+    live(FaultServer(), n=5)
+    part(live.folder, [1], status="new")
+    path = live.folder / name
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(UserError, match=words) as caught:
+        live(FaultServer(), n=6)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", [["--price", "m:-1:2"], ["--price", "m:nan:2"], ["--price", "m:1"],
+                                  ["--model", "m:-1"], ["--tasks", "-5"], ["--budget-usd", "-1"],
+                                  ["--n", "0"]])
+def test_numbers_that_cannot_be_are_refused(flag):
+    with pytest.raises(UserError, match=flag[0]):
+        generate.options(["--model", "m", *flag])
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, 5])
+def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path, blocks):
+    """A process whose files may not grow past a block boundary, as on a full disk."""
+    limit = 4096 * blocks + 500
+    code = ("import resource, sys; from plumbing.errors import command; import generate; "
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, -1)); command(generate.main)")
+    server = FaultServer()
+    done = subprocess.run([sys.executable, "-c", code, "--model", "m", "--n", "60", "--tasks", "60", "--out",
+                           tmp_path / "run.jsonl"], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": ""})
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "cannot be written" in done.stderr or "full" in done.stderr
+    for path in (tmp_path / "run").glob("*.jsonl"):
+        assert path.read_bytes()[-1:] in (b"", b"\n")
+        assert all(json.loads(line) for line in path.open())
+    assert not list(tmp_path.rglob("*.tmp"))
+    server.close()

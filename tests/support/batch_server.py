@@ -26,7 +26,7 @@ class BatchServer(http.server.ThreadingHTTPServer):
         self.ready_after = ready_after
         self.files, self.batches, self.billed, self.live = {}, {}, collections.Counter(), 0
         self.rng, self.guard, self.fail_validation = random.Random(0), threading.Lock(), None
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def close(self):

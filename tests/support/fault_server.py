@@ -36,13 +36,14 @@ def answer_text(message, rng):
 
 class FaultServer:
     """faults: {name: share of requests}; names: status-NUMBER, hang, cut, garbage, truncated, drip, no-usage,
-    headless (closes without a byte), reset, half-headers. scripted: a function (number, body, headers) ->
-    (status, object or bytes, headers) or None. delay, hang: seconds.
+    headless (closes without a byte), reset, half-headers, drip-headers. scripted: a function (number, body, headers) ->
+    (status, object or bytes, headers) or None. delay, hang: seconds. tls: an SSLContext.
     """
 
-    def __init__(self, faults=None, delay=0.0, log=None, seed=0, scripted=None, hang=30.0):
+    def __init__(self, faults=None, delay=0.0, log=None, seed=0, scripted=None, hang=30.0,
+                 tls=None):
         self.faults, self.delay, self.hang = faults or {}, delay, hang
-        self.scripted = scripted
+        self.scripted, self.tls = scripted, tls
         self.rng, self.guard = random.Random(seed), threading.Lock()
         self.log = open(log, "a", buffering=1) if log else None
         self.requests, self.answered, self.bodies, self.headers, self.times = 0, [], [], [], []
@@ -50,7 +51,7 @@ class FaultServer:
         self.fault_counts = {}
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.port = self.socket.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}/v1"
         threading.Thread(target=self.accept, daemon=True).start()
 
     def accept(self):
@@ -70,6 +71,8 @@ class FaultServer:
 
     def serve(self, connection):
         try:
+            if self.tls:
+                connection = self.tls.wrap_socket(connection, server_side=True)
             with connection, connection.makefile("rb") as stream:
                 while self.one(connection, stream):
                     pass
@@ -131,6 +134,11 @@ class FaultServer:
         head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(payload)}\r\n\r\n".encode()
         if fault == "half-headers":
             connection.sendall(head[:20])
+            return False
+        if fault == "drip-headers":
+            for byte in head[:-2] + b"X: " + b"x" * 60_000:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.02)
             return False
         if fault == "cut":
             connection.sendall(head + payload[: len(payload) // 2])

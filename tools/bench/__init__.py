@@ -1,1 +1,1 @@
-"""Measurements: train (beside peer), eval, generate, gpu (all of it: gpu.sh), memory, padding."""
+"""Measurements: train (beside peer), eval, generate, gpu (all of it: gpu.sh), memory, padding, ratelimit."""
