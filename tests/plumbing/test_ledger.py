@@ -295,7 +295,7 @@ def test_truncated_answers_are_asked_again_with_more_room(live):
     ("header.json", "{", "header.json: not readable"),
     ("header.json", '{"tasks": 3}', "'tasks'"),
     ("header.json", "[]", "no JSON object"),
-    ("tasks.jsonl", None, "tasks.jsonl is gone"),
+    ("tasks.jsonl", None, "tasks.jsonl is not as it was"),
     ("started.jsonl", '{"id": 1}\n', "'model' is missing"),
     ("started.jsonl", "[]\n", "no JSON object"),
     ("raw.jsonl", json.dumps(answer_to(REQUEST, tokens_in=-1)) + "\n", "mend or delete"),
