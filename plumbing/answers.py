@@ -18,7 +18,8 @@ MOST_OPENINGS = 100     # brackets at which reading is tried: a wall of them sta
 # How LLMs mark what they think before they answer. What stands between two marks is never data.
 THOUGHTS = [("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"),
             ("<thoughts>", "</thoughts>"), ("<reasoning>", "</reasoning>"),
-            ("<reflection>", "</reflection>"), ("<analysis>", "</analysis>"), ("<scratchpad>", "</scratchpad>"),
+            ("<reflection>", "</reflection>"), ("<analysis>", "</analysis>"),
+            ("<scratchpad>", "</scratchpad>"),
             ("[THINK]", "[/THINK]"),                                       # Mistral
             ("<|channel|>analysis", "<|channel|>final"),                   # gpt-oss
             ("analysis<|message|>", "<|channel|>final"), ("<|channel|>commentary", "<|channel|>final"),

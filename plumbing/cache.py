@@ -1,8 +1,8 @@
 """plumbing/cache.py: vectors on disk, so that a rerun goes on where the last one stopped.
 
 A file holds one block of texts. Its name is a hash of the model's identity, the instructions and the texts,
-so a file is never out of date: whatever changes the vectors changes the name. In float32 a vector of 4,096 values
-takes 16 KB, and the 34 million documents of MTEB (eng, v1) 550 GB; in float16 half of that.
+so a file is never out of date: whatever changes the vectors changes the name. In float32 a vector of 4,096
+values takes 16 KB, and the 34 million documents of MTEB (eng, v1) 550 GB; in float16 half of that.
 """
 import hashlib
 import json
@@ -51,7 +51,8 @@ def probe(embedder, settings: str) -> tuple[str, int, float]:
 class VectorCache:
     """Blocks of vectors below `folder`.
 
-    identity: what tells a model and its settings from all others. dtype: what is stored, and so what comes back.
+    identity: what tells a model and its settings from all others. dtype: what is stored, and so what comes
+    back.
     """
 
     def __init__(self, folder: Path, identity: str, dtype="float32"):
@@ -76,7 +77,8 @@ class VectorCache:
         A disk that is full ends no run: it goes on, and stores no more.
         """
         stored = vectors.to(self.dtype)
-        check(stored.isfinite().all(), "--cache-dtype float16: a vector's value is beyond 65,504: take float32")
+        check(stored.isfinite().all(),
+              "--cache-dtype float16: a vector's value is beyond 65,504: take float32")
 
         def write(beside):
             with open(beside, "wb") as file:                             # to a name, numpy would add .npz

@@ -234,7 +234,8 @@ def save_adapter(folder: Path, parameters: dict, described: dict, dtype=torch.fl
 # ---------------------------------------------------------------------------------------- finding a model
 
 def vector_size(folder: Path) -> int | None:
-    """Values of a vector of the model in a Hugging Face folder, before its weights are read; None: not said."""
+    """Values of a vector of the model in a Hugging Face folder, before its weights are read; None: not
+    said."""
     path = Path(folder) / "config.json"
     return read_json(path, {"hidden_size": (int, OPTIONAL)}).get("hidden_size") if path.exists() else None
 

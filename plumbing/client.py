@@ -25,8 +25,8 @@ from plumbing.completion import text_of, usage_of, whole_message
 from plumbing.errors import UserError, check
 from plumbing.ledger import most_tokens
 from plumbing.limits import Limits, asked_wait
-from plumbing.complaints import (BAD_LUCK, NO_QUOTA, PERHAPS_PAID, codes_of, complaint_of, error_of,
-                               fields_not_taken, hint_of, is_moderation, is_success, may_pass)
+from plumbing.complaints import (BAD_LUCK, NO_QUOTA, OF_ONE_PROMPT, PERHAPS_PAID, codes_of, complaint_of,
+                                 error_of, fields_not_taken, hint_of, is_moderation, is_success, may_pass)
 from plumbing.transport import Failed, certificates, exchange, new_session
 
 SOON = 4                        # doublings of the back-off at most, while others are answered
@@ -178,7 +178,7 @@ class Client:
                 refused = "unsent"
                 raise
             except UserError as error:
-                if status not in (400, 413, 422) or kind not in self.works:
+                if status not in OF_ONE_PROMPT or kind not in self.works:
                     raise
                 self.problem = str(error)          # others are answered, so it is this prompt's own trouble
                 return False

@@ -20,6 +20,9 @@ NEVER_PASSING = {501, 505, 506, 510, 511}
 # A gateway lost the answer, or did not wait for it. The server behind it may have written, and billed, one.
 PERHAPS_PAID = {408, 499, 504, 520, 522, 524, 598, 599}
 
+# Where others are answered, one of these says something of this prompt: too long, too odd for a firewall.
+OF_ONE_PROMPT = {400, 403, 413, 422, 451}
+
 
 def is_success(status) -> bool:
     return isinstance(status, int) and 200 <= status < 300

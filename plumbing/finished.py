@@ -1,7 +1,9 @@
-"""plumbing/finished.py: the scores of tasks that are done, on disk at once, so that a run of days goes on from there.
+"""plumbing/finished.py: the scores of tasks that are done, on disk at once, so that a run of days goes on
+from there.
 
-A line of the log holds one task's scores and a key, a hash of all that may change them: the model, the settings, the
-task's files and this code. So a score is never out of date: whatever changes it changes the key.
+A line of the log holds one task's scores and a key, a hash of all that may change them: the model, the
+settings, the task's files and this code. So a score is never out of date: whatever changes it changes the
+key.
 """
 import hashlib
 import json
@@ -21,7 +23,8 @@ def hash_files(paths) -> str:
 
 
 class ScoreLog:
-    """get and put scores by key. No path: nothing is kept. With several ranks, rank 0 reads and writes for all."""
+    """get and put scores by key. No path: nothing is kept. With several ranks, rank 0 reads and writes for
+    all."""
 
     def __init__(self, path: Path | None = None):
         self.path, self.scores, self.file, self.data = path, {}, None, {}

@@ -1,15 +1,16 @@
-"""plumbing/kmeans.py: the mini-batch k-means that MTEB scores clustering with, draw for draw as in scikit-learn 1.9.
+"""plumbing/kmeans.py: the mini-batch k-means that MTEB scores clustering with, draw for draw as in
+scikit-learn 1.9.
 
-Two seeds give v-measures that lie 0.04 apart, now and then 0.28, so a score equals mteb's only if each draw does:
-MiniBatchKMeans(k, batch_size=500, n_init="auto", random_state=42) draws a set that it does not use with one start,
-then rows for k-means++ (Arthur & Vassilvitskii 2007), then a batch a step (Sculley 2010), and new places for centres
-that own next to nothing. Vectors and centres have the precision of x, as there.
+Two seeds give v-measures that lie 0.04 apart, now and then 0.28, so a score equals mteb's only if each draw
+does: MiniBatchKMeans(k, batch_size=500, n_init="auto", random_state=42) draws a set that it does not use
+with one start, then rows for k-means++ (Arthur & Vassilvitskii 2007), then a batch a step (Sculley 2010),
+and new places for centres that own next to nothing. Vectors and centres have the precision of x, as there.
 """
 import math
 
 import numpy as np
 
-STARVED = 0.01                        # a centre with fewer rows than this share of the largest gets a new place
+STARVED = 0.01                   # a centre with fewer rows than this share of the largest gets a new place
 PATIENCE = 10                         # steps without a better inertia
 
 
@@ -26,7 +27,7 @@ def kmeans(x: np.ndarray, k: int, seed: int = 42, batch: int = 500) -> np.ndarra
     centres = first_centres(x, k, batch, draw)                       # [k, d]
     counts = np.zeros(k, x.dtype)                                    # rows that each centre has drawn so far
     even = np.ones(n, x.dtype) / n
-    unchecked = 0                                                    # rows since the last look for starved centres
+    unchecked = 0                                            # rows since the last look for starved centres
     smoothed, lowest, worse = None, math.inf, 0
     for step in range(100 * n // batch):
         rows = x[draw.choice(n, batch, p=even)]
@@ -50,7 +51,8 @@ def kmeans(x: np.ndarray, k: int, seed: int = 42, batch: int = 500) -> np.ndarra
 
 
 def first_centres(x: np.ndarray, k: int, batch: int, draw: np.random.RandomState) -> np.ndarray:
-    """k-means++ on some rows of x [n, d] -> [k, d]: each new centre is likelier the farther it lies from the others.
+    """k-means++ on some rows of x [n, d] -> [k, d]: each new centre is likelier the farther it lies from the
+    others.
 
     >>> first_centres(np.array([[0.], [0.], [9.]]), 2, 3, np.random.RandomState(0)).tolist()
     [[9.0], [0.0]]

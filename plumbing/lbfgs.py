@@ -1,8 +1,8 @@
 """plumbing/lbfgs.py: the minimiser behind scikit-learn's logistic regression, step for step.
 
-scikit-learn stops long before the optimum, so that only the same path ends at the same weights. The path is that
-of L-BFGS-B (Byrd, Lu, Nocedal, Zhu 1995) as scipy runs it where no variable has a bound: directions from the last
-ten steps, the line search of More and Thuente (1994), and scipy's two rules to stop.
+scikit-learn stops long before the optimum, so that only the same path ends at the same weights. The path is
+that of L-BFGS-B (Byrd, Lu, Nocedal, Zhu 1995) as scipy runs it where no variable has a bound: directions
+from the last ten steps, the line search of More and Thuente (1994), and scipy's two rules to stop.
 """
 import math
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ LONGEST = 1e10                        # step
 def minimize(loss, start: np.ndarray, steps=100, gradient_below=1e-4, decrease_below=64 * EPSILON, tries=50):
     """loss(x) -> (value, gradient [n]), float64; start: x [n] -> the x at which scipy would stop.
 
-    That is after so many steps, or where no part of the gradient is above `gradient_below`, or where a step has
-    lowered the value by less than `decrease_below` of it. tries: values that a line search may ask for.
+    That is after so many steps, or where no part of the gradient is above `gradient_below`, or where a step
+    has lowered the value by less than `decrease_below` of it. tries: values that a line search may ask for.
 
     >>> minimize(lambda x: (float((x - 3) @ (x - 3)), 2 * (x - 3)), np.zeros(2)).round(6).tolist()
     [3.0, 3.0]
@@ -35,7 +35,7 @@ def minimize(loss, start: np.ndarray, steps=100, gradient_below=1e-4, decrease_b
         if found is None:
             if not pairs:
                 break
-            pairs = []                                               # they mislead: once more, straight downhill
+            pairs = []                                           # they mislead: once more, straight downhill
             continue
         length, new_x, new_value, new_gradient = found
         done += 1
@@ -78,7 +78,8 @@ class Point:
 
 
 def search_line(loss, x, value, gradient, direction, first: float, tries: int):
-    """(length, x, value, gradient) of a step that lowers the value enough and flattens the slope; None: no luck.
+    """(length, x, value, gradient) of a step that lowers the value enough and flattens the slope; None: no
+    luck.
 
     A point that is the best within rounding errors will do.
     """
@@ -134,7 +135,8 @@ class MoreThuente:
         """Take the point into the interval and choose the next length."""
         if self.first_stage and point.value <= self.best.value and point.value > line:
             def tilt(p, sign):                                   # the values above the line, and back
-                return Point(p.length, p.value + sign * p.length * self.demanded, p.slope + sign * self.demanded)
+                value = p.value + sign * p.length * self.demanded
+                return Point(p.length, value, p.slope + sign * self.demanded)
 
             ends = tilt(self.best, -1), tilt(self.other, -1), tilt(point, -1)
             best, other = self.step(*ends)

@@ -185,7 +185,7 @@ class Ledger:
                 check(all(type(count) is int and count >= 0 for count in counts),
                       f"{where}: usage {counts} is no count of tokens: mend or delete this line")
                 self.note_answer(row)
-                if answer_key(row) not in aside:   # else a kill came between the two files
+                if not aside or answer_key(row) not in aside:      # else a kill came between the two files
                     self.count_usage(row)
                     ended[row["id"]] += "batch" not in row     # a batch's answer ends no try of ours
         most = {}                                  # id -> its tries, not yet ended, and the tokens of one
@@ -213,24 +213,30 @@ class Ledger:
         and their requests are open again."""
         limits = {row["id"]: row["tokens_out"]
                   for row in read_jsonl(self.folder / "started.jsonl", log=True) if "refused" not in row}
-        aside, kept = self.answers_set_aside(), []
         path = self.folder / "raw.jsonl"
-        for number, line in read_lines(path):
-            row = parse_line(line, f"{path}:{number}", any_characters=True)
+        open_again, aside = set(), self.answers_set_aside()
+        for _, row in read_rows(path, ANSWER | PAID):
             limit = limits.get(row["id"], row["usage"]["completion_tokens"])
             truncated = row.get("finish_reason") == "length" and row["step"] == "generate"
             if truncated and limit < max_answer_tokens:
                 aside[answer_key(row)] = row
-                self.answered.discard(row["id"])
-            else:
-                kept.append(line)
-        if len(aside) > self.set_aside:
-            write_rows(self.folder / "truncated.jsonl", aside.values())
-            self.raw.close()
-            replace_file(path, lambda beside: beside.write_bytes(b"".join(kept)))
-            self.raw = open_log(path)
-            print(f"{len(aside) - self.set_aside} truncated answers are asked for again")
-            self.set_aside = len(aside)
+                open_again.add(row["id"])
+        if not open_again:
+            return
+
+        def write_the_others(beside):
+            with open(beside, "wb") as file:
+                for number, line in read_lines(path):
+                    if parse_line(line, f"{path}:{number}", any_characters=True)["id"] not in open_again:
+                        file.write(line)
+
+        write_rows(self.folder / "truncated.jsonl", aside.values())
+        self.raw.close()
+        replace_file(path, write_the_others)
+        self.raw = open_log(path)
+        self.answered -= open_again
+        self.set_aside = len(aside)
+        print(f"{len(open_again)} truncated answers are asked for again")
 
     # ------------------------------------------------------------------------------------------ one try
 

@@ -1,12 +1,13 @@
-"""plumbing/logistic.py: the logistic regression that MTEB scores classification with, as scikit-learn 1.9 fits it.
+"""plumbing/logistic.py: the logistic regression that MTEB scores classification with, as scikit-learn 1.9
+fits it.
 
 LogisticRegression(max_iter=100) minimises, with W the weights and the bias free,
 
     mean cross-entropy of softmax(x W^T + bias) + |W|^2 / 2n
 
-and stops early, so its answers depend on the path: plumbing/lbfgs.py follows it. Products with x, and what each row
-gives to the loss, have x's precision; the sums over W and the minimiser have float64. The order of the operations is
-scikit-learn's, as in float32 another order rounds, and in the end answers, otherwise.
+and stops early, so its answers depend on the path: plumbing/lbfgs.py follows it. Products with x, and what
+each row gives to the loss, have x's precision; the sums over W and the minimiser have float64. The order of
+the operations is scikit-learn's, as in float32 another order rounds, and in the end answers, otherwise.
 """
 import numpy as np
 
@@ -70,7 +71,7 @@ def fit_softmax(x: np.ndarray, targets: np.ndarray, classes: int) -> tuple[np.nd
         shares = np.exp(logits.astype(np.float64) - highest[:, None]).astype(x.dtype)
         totals = shares.sum(1, dtype=np.float64).astype(x.dtype)
         losses = (np.log(totals.astype(np.float64)) + highest).astype(x.dtype) - logits[rows, targets]
-        slopes = shares / totals[:, None]                            # probabilities, less 1 for the right class
+        slopes = shares / totals[:, None]                        # probabilities, less 1 for the right class
         slopes[rows, targets] -= 1
         slopes /= n
         gradient = np.empty((d + 1, classes)).T

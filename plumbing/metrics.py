@@ -165,7 +165,7 @@ def in_chunks(rows, size: int):
     >>> list(in_chunks(iter("abc"), 2))
     [(0, ['a', 'b']), (2, ['c'])]
     """
-    first, rows = 0, iter(rows)                          # of a list, islice would take the same rows for ever
+    first, rows = 0, iter(rows)                      # of a list, islice would take the same rows for ever
     while chunk := list(islice(rows, size)):
         yield first, chunk
         first += len(chunk)
@@ -311,7 +311,8 @@ def sample_per_label(labels: list, samples: int, experiments: int = 10) -> list[
 # ----------------------------------------------------------------------------------------- clustering
 
 def label_levels(labels: list, split: bool | None) -> list[list]:
-    """The labels of each level: one, or as many as the longest label has parts. What a label lacks is -1, a label too.
+    """The labels of each level: one, or as many as the longest label has parts. What a label lacks is -1, a
+    label too.
 
     >>> label_levels(["cs.AI", "math"], True), label_levels(["cs.AI", "math"], False)
     ([['cs', 'math'], ['AI', '-1']], [['cs.AI', 'math']])

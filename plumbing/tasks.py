@@ -22,7 +22,7 @@ CATEGORIES = {                        # kind -> MTEB's name for it, in the order
     "bitext": "BitextMining",
 }
 
-METRICS = {                           # kind -> its headline metric, and others that task.json may name instead
+METRICS = {                      # kind -> its headline metric, and others that task.json may name instead
     "classification": ("accuracy",),
     "clustering": ("v_measure",),
     "pair-classification": ("max_ap", "cosine_ap", "dot_ap", "euclidean_ap", "manhattan_ap"),
@@ -42,7 +42,7 @@ TASK = {
     "note": (str, OPTIONAL),
     "samples_per_label": (int, OPTIONAL),
     "ignore_identical_ids": (bool, OPTIONAL),
-    "bootstraps": (int, OPTIONAL),                 # of clustering; see evaluate.score_bootstrapped_clustering
+    "bootstraps": (int, OPTIONAL),               # of clustering; see evaluate.score_bootstrapped_clustering
     "sampled_share": (float, OPTIONAL),
     "levels": (bool, OPTIONAL),
 }
@@ -156,7 +156,8 @@ def read_train_and_test(task: dict) -> tuple[list[dict], list[dict]]:
 
 
 def read_reranking(task: dict) -> tuple[list[dict], int]:
-    """(the rows with both positive and negative texts, these together as `candidates`; how many rows have one side)."""
+    """(the rows with both positive and negative texts, these together as `candidates`; how many rows have
+    one side)."""
     rows = read_test(task)
     used = [row for row in rows if row["positive"] and row["negative"]]
     check(used, f"{task['folder']}: no row has both positive and negative texts")
@@ -208,8 +209,8 @@ def read_queries(task: dict) -> tuple[list[dict], dict[str, dict[str, int]]]:
 def check_ids(path: Path) -> tuple[int, set[int]]:
     """Read a corpus or queries once -> (number of rows, numbers of those that repeat another word by word).
 
-    Of a row stay 8 bytes, a hash of its id, so that a corpus of any size passes. UserError: a row is not whole, or
-    two have one _id and different texts.
+    Of a row stay 8 bytes, a hash of its id, so that a corpus of any size passes. UserError: a row is not
+    whole, or two have one _id and different texts.
     """
     hashes = np.fromiter((text_hash(row["_id"]) for row in read_rows(path, ROWS["retrieval"])), np.int64)
     hashes.sort()
@@ -235,7 +236,8 @@ def read_distinct(path: Path, repeated: set[int]):
 
 
 def look_up_ids(path: Path, repeated: set[int], numbers: set[int], judged: set[str]):
-    """Read a corpus once more -> ({row number: id} of these distinct rows, the judged ids that no row has)."""
+    """Read a corpus once more -> ({row number: id} of these distinct rows, the judged ids that no row
+    has)."""
     ids, unknown = {}, set(judged)
     for i, row in enumerate(read_distinct(path, repeated)):
         unknown.discard(row["_id"])

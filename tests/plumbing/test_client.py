@@ -167,10 +167,11 @@ def test_what_passes_is_tried_again_and_what_may_be_billed_is_counted(live, stat
     assert ledger_of(live.folder)["tries perhaps paid without an answer"] == paid
 
 
-def test_one_hopeless_prompt_does_not_stop_the_others(live):
+@pytest.mark.parametrize("status", [400, 403, 413, 422])
+def test_one_hopeless_prompt_does_not_stop_the_others(live, status):
     def script(number, body, headers):
         if number == 12:
-            return 400, {"error": {"message": "an odd prompt"}}, {}
+            return status, {"error": {"message": "an odd prompt"}}, {}
 
     server = FaultServer(scripted=script)
     assert live(server, n=30) == 1

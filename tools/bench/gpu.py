@@ -122,8 +122,8 @@ def measure_train(s: dict) -> dict:
 
 
 def measure_encode(s: dict) -> dict:
-    """Real tokens a second of Embedder.encode, compiled on a GPU, over the examples' documents: the median of
-    three times past a first, which compiles."""
+    """Real tokens a second of Embedder.encode, compiled on a GPU, over the examples' documents: the median
+    of three times past a first, which compiles."""
     shapes = set_up(s)
     with precision(s):
         embedder = Embedder.load(s["base"], device=None if s["device"] != "cpu" else "cpu", dtype=s["dtype"],

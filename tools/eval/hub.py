@@ -161,7 +161,8 @@ def rows_of(folder: Path, role: str, words: tuple, split: str, subset: str | Non
             ours = renamed(row, role)
             if subset and not in_path:
                 language = row.get("lang", row.get("language"))
-                check(language, f"no file for {role}, {subset}: neither a path nor a row of {name} names a language")
+                check(language,
+                      f"no file for {role}, {subset}: neither a path nor a row of {name} names a language")
                 if language != subset:
                     continue
             rows += 1
@@ -175,8 +176,8 @@ def rows_of(folder: Path, role: str, words: tuple, split: str, subset: str | Non
 def as_reranking(folder: Path, split: str, subset: str | None, sub_queries=False):
     """Queries, corpus, judgements and candidates -> query, positive, negative.
 
-    sub_queries: those whose ids are X_0, X_1 and so on are one row's. Other tasks have such ids and mean nothing by
-    them.
+    sub_queries: those whose ids are X_0, X_1 and so on are one row's. Other tasks have such ids and mean
+    nothing by them.
     """
     corpus = {row["_id"]: row["text"] for row in rows_of(folder, "corpus", ("corpus",), split, subset)}
     queries = {row["_id"]: row["text"] for row in rows_of(folder, "queries", ("queries",), split, subset)}
@@ -196,10 +197,11 @@ def as_reranking(folder: Path, split: str, subset: str | None, sub_queries=False
 
 
 def as_documents(rows, task: dict) -> dict:
-    """Sets of a clustering task -> one, prepared as mteb's newer tasks are before anything is drawn from them.
+    """Sets of a clustering task -> one, prepared as mteb's newer tasks are before anything is drawn from
+    them.
 
-    task: `drop_single_labels` leaves out labels that stand there once; `documents` takes so many, drawn at random or,
-    if `stratified`, of each label its share.
+    task: `drop_single_labels` leaves out labels that stand there once; `documents` takes so many, drawn at
+    random or, if `stratified`, of each label its share.
     """
     sentences, labels = [], []
     for row in rows:
@@ -213,7 +215,8 @@ def as_documents(rows, task: dict) -> dict:
     if task.get("documents", len(numbers)) < len(numbers):
         chosen = stratified if task.get("stratified") else shuffled
         numbers = [numbers[i] for i in chosen([labels[number] for number in numbers], task["documents"])]
-    return {"sentences": [sentences[number] for number in numbers], "labels": [labels[number] for number in numbers]}
+    return {"sentences": [sentences[number] for number in numbers],
+            "labels": [labels[number] for number in numbers]}
 
 
 def shuffled(labels: list, size: int) -> list[int]:

@@ -35,8 +35,8 @@ class MTEBModel:
     """An Embedder as mteb sees one. Instructions and normalisation follow evaluate.py's `released` rule:
     an instruction on all texts but retrieval's documents, unit vectors for all but classification.
 
-    revision: by default the weights and settings decide, as mteb takes a score of the same name and revision from
-    its cache, however old.
+    revision: by default the weights and settings decide, as mteb takes a score of the same name and revision
+    from its cache, however old.
     """
 
     def __init__(self, embedder, name="plain-e5/model", revision=None):
@@ -73,8 +73,8 @@ def revision_of(embedder) -> str:
 
 
 def instruction(task_metadata) -> str:
-    """The task's instruction: evaluate.py's, where prompts/tasks.json has the task; else mteb's own, a string or
-    {"query": string}, of which STS, bitext and summaries share one a kind."""
+    """The task's instruction: evaluate.py's, where prompts/tasks.json has the task; else mteb's own, a
+    string or {"query": string}, of which STS, bitext and summaries share one a kind."""
     name = task_metadata.name
     if name.startswith("CQADupstack"):                   # each of the twelve forums is a task to mteb
         name = "CQADupstackRetrieval"

@@ -3,8 +3,8 @@
     python -m tools.eval.mteb_results results/demo.json --name me --revision 1 --out results/mteb
     python -m tools.eval.mteb_results results/demo.json --model trained --name me/my-model
 
-The first makes me/base and me/trained of the two models that `make eval` scores. OUT/results/NAME/REVISION has a file
-for each task, where mteb finds them:
+The first makes me/base and me/trained of the two models that `make eval` scores. OUT/results/NAME/REVISION
+has a file for each task, where mteb finds them:
 
     mteb.ResultCache("results/mteb").load_results(include_remote=False)
 
@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 COUNTS = ("seconds", "texts", "cut", "skipped", "unknown", "repeated")
 
 # mteb reads no results of a model without these; None: not known
-META = {"loader": None, "release_date": None, "languages": None, "n_parameters": None, "memory_usage_mb": None,
-        "max_tokens": None, "embed_dim": None, "license": None, "open_weights": None, "public_training_code": None,
-        "public_training_data": None, "framework": ["PyTorch"], "similarity_fn_name": "cosine",
+META = {"loader": None, "release_date": None, "languages": None, "n_parameters": None,
+        "memory_usage_mb": None, "max_tokens": None, "embed_dim": None, "license": None, "open_weights": None,
+        "public_training_code": None, "public_training_data": None, "framework": ["PyTorch"], "similarity_fn_name": "cosine",
         "use_instructions": True, "training_datasets": None, "modalities": ["text"]}
 
 

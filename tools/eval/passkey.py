@@ -113,8 +113,9 @@ def main(argv=None):
         accuracies[tokens] = accuracy(embedder, tokens, args.queries, args.candidates, args.prompt,
                                       args.seed)
         seconds, chance = time.time() - start, 1 / args.candidates
+        deviation = math.sqrt(chance * (1 - chance) / args.queries)
         print(f"{tokens:>6} tokens: top-1 {100 * accuracies[tokens]:5.1f} ({seconds:.0f} s, by luck "
-              f"{100 * chance:.1f} +- {100 * math.sqrt(chance * (1 - chance) / args.queries):.1f})", flush=True)
+              f"{100 * chance:.1f} +- {100 * deviation:.1f})", flush=True)
         if args.out:
             write_json(args.out, {"model": args.model, **overrides, "accuracy": accuracies})
 
