@@ -12,7 +12,7 @@
     client      the same request again, until it is answered
     transport   one try over the wire, before a deadline
     limits      how long to wait before the next one, and who waits
-    refusals    what a server means that answers with an error
+    complaints  what a server means that answers with an error
     completion  what an answer holds
     threads     many requests at once
     batches     what waits at a provider's batch API

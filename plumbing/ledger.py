@@ -26,8 +26,8 @@ from collections import Counter
 
 from plumbing import batches
 from plumbing.errors import UserError, blame, check
-from plumbing.files import (OPTIONAL, append, fields, file_sha256, open_log, parse_line, read_json, read_jsonl,
-                            read_lines, replace_file, write_json, write_jsonl)
+from plumbing.files import (OPTIONAL, append, fields, file_sha256, open_log, parse_line, read_json,
+                            read_jsonl, read_lines, replace_file, write_json, write_jsonl)
 
 ANSWER = {"id": (int, str), "step": str, "type": str, "params": dict, "response": str}    # for a replay
 PAID = {"model": str, "usage": dict}               # in raw.jsonl besides

@@ -1,9 +1,9 @@
 """plumbing/limits.py: how long to wait before a request is tried again, and who waits.
 
 A server that says "too many requests" speaks to all threads at once, so what it asks for is shared: no
-thread begins a try before then. The time that doubles with each failure belongs to the one request that failed. If
-it were shared as well, one unlucky request would stop all others for a minute, and a run under a rate limit
-would stand still most of the time.
+thread begins a try before then. The time that doubles with each failure belongs to the one request that
+failed. If it were shared as well, one unlucky request would stop all others for a minute, and a run under a
+rate limit would stand still most of the time.
 """
 import datetime
 import email.utils

@@ -290,7 +290,7 @@ def test_truncated_answers_are_asked_again_with_more_room(live):
     ("header.json", "{", "header.json: not readable"),
     ("header.json", '{"tasks": 3}', "'tasks'"),
     ("header.json", "[]", "no JSON object"),
-    ("tasks.jsonl", None, "tasks.jsonl is gone"),
+    ("tasks.jsonl", None, "tasks.jsonl is (gone|not as it was)"),
     ("started.jsonl", '{"id": 1}\n', "'model' is missing"),
     ("started.jsonl", "[]\n", "no JSON object"),
     ("raw.jsonl", json.dumps(answer_to(REQUEST, tokens_in=-1)) + "\n", "mend or delete"),
@@ -315,7 +315,7 @@ def test_numbers_that_cannot_be_are_refused(flag):
         generate.options(["--model", "m", *flag])
 
 
-@pytest.mark.parametrize("blocks", [0, 1, 2, 5])
+@pytest.mark.parametrize("blocks", [0, 1, 4])
 def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path, blocks):
     """A process whose files may not grow past a block boundary, as on a full disk."""
     limit = 4096 * blocks + 500

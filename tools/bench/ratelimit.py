@@ -4,9 +4,9 @@
     python -m tools.bench.ratelimit --tokens --header x-ratelimit-reset --seconds 60
 
 A server of ours holds a token bucket for requests and one for tokens, as the limits of paid accounts work:
-it refills all the time, a second's worth fits in, and who finds it empty gets a 429. Answers take a second. All
-flags of generate.py have their defaults, but for --concurrency: 16, its default, or a quarter more than the
-limit can keep busy, so that the limit is what decides.
+it refills all the time, a second's worth fits in, and who finds it empty gets a 429. Answers take a second.
+All flags of generate.py have their defaults, but for --concurrency: 16, its default, or a quarter more than
+the limit can keep busy, so that the limit is what decides.
 
 "reached" counts the answers after the first five seconds, "allowed" is what the bucket gives meanwhile.
 """

@@ -27,7 +27,7 @@ from plumbing.client import Client, NotTaken, Retry
 from plumbing.errors import Parser, UserError, check, command, positive
 from plumbing.files import append, fits, read_json, read_lines, write_json, write_text
 from plumbing.ledger import Ledger, Stopping, most_tokens, tokens_of
-from plumbing.refusals import hint_of, is_success, may_pass
+from plumbing.complaints import hint_of, is_success, may_pass
 from plumbing.transport import Failed, exchange
 
 MAX_REQUESTS, MAX_BYTES = 50_000, 190_000_000  # OpenAI's limits for one file are 50,000 and 200 MB

@@ -1,4 +1,4 @@
-"""plumbing/refusals.py: what a server means that answers with anything but a completion.
+"""plumbing/complaints.py: what a server means that answers with anything but a completion.
 
 Servers share the shape of a completion, but each refuses in its own words. All knowledge of these words is
 here, as tables: what may pass, what may have been billed, what a prompt's moderation looks like, which field
