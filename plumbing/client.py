@@ -17,7 +17,7 @@ import os
 import threading
 import time
 import urllib.parse
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import requests
 
@@ -79,7 +79,8 @@ class Client:
         self.limits = Limits(args.backoff)
         self.refused_fields = defaultdict(set)     # model -> fields that its server does not take
         self.works = set()                         # (model, step) of requests that were answered
-        self.answers = self.retries = 0
+        self.answers = Counter()                   # model -> how many there were
+        self.retries = 0
         self.problem = ""                          # the last one, for the progress line
         self.key = os.environ.get("OPENAI_API_KEY", "").strip()
         self.base = split_address(os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1")
@@ -147,7 +148,7 @@ class Client:
         kind = request["model"], request["step"]
         failures = counted = 0                     # tries that failed; those of them that count for --tries
         left_out = set()                           # fields that this request goes without
-        answers = self.answers
+        answers = self.answers[request["model"]]
         while counted < self.args.tries:
             self.limits.wait_turn(self.ledger.stop)
             body = self.body(request, message, left_out)
@@ -160,7 +161,7 @@ class Client:
                     refused = status
                 row = request | self.read_answer(message, body, status, content, headers)
                 row["seconds"] = round(time.monotonic() - begun, 3)
-                self.answers += 1
+                self.answers[request["model"]] += 1
                 if is_success(status):             # so it does take the rest of the fields
                     self.works.add(kind)
                     self.refused_fields[request["model"]] |= left_out
@@ -185,10 +186,10 @@ class Client:
             finally:
                 self.ledger.end(request, row, refused)
             limited = status == 429
-            if limited and answers != self.answers:
+            if limited and answers != self.answers[request["model"]]:
                 counted = 0                        # others are answered: this request's turn will come
                 failures = min(failures, SOON)
-                answers = self.answers
+                answers = self.answers[request["model"]]
             self.wait(failures, headers, limited)
             failures += 1
             counted += 1

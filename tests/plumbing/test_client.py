@@ -204,11 +204,23 @@ def test_a_servers_words_do_not_steer_the_terminal(live, capfd):
 def test_a_rate_limit_is_used_to_the_full(live, header):
     """At a twentieth of the times of tools/bench/ratelimit.py: 80 a second, answers of 0.05 s."""
     server = LimitedServer(80, header, answer=0.05, burst=0.05)
-    assert live(server, n=140, backoff=0.05) == 0
+    assert live(server, n=100, backoff=0.05) == 0
     seconds = server.answered[-1] - server.answered[0]
     assert server.refused and len(server.answered) / seconds > 0.6 * 80
     ids = raw_ids(live.folder)
-    assert sorted(ids) == list(range(140))
+    assert sorted(ids) == list(range(100))
+
+
+def test_a_model_that_is_always_refused_does_not_hold_up_another(live):
+    def script(number, body, headers):
+        if body["model"] == "busy":
+            return 429, {"error": {"message": "too large for its limit"}}, {}
+
+    server = FaultServer()
+    live(server, "--model", "m", "--model", "busy", n=1)           # the brainstorms
+    server = FaultServer(scripted=script)
+    assert live(server, "--model", "m", "--model", "busy", "--tries", "2", "--concurrency", "30", n=30) == 1
+    assert {row["model"] for row in rows_of(live.folder) if row["id"] in range(1, 30)} == {"m"}
 
 
 def test_a_limit_of_a_few_requests_a_minute_ends_with_all_answered(live):
