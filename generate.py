@@ -32,7 +32,6 @@ What it leaves to plumbing/, because none of it is the method:
     report.py     counts, and estimates what a run will cost
 """
 import argparse
-import hashlib
 import json
 import math
 import random

@@ -1,14 +1,12 @@
 """plumbing/examples.py: one reader of training examples; files of any size; what is no example is named."""
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
 from plumbing.errors import UserError
 from plumbing.examples import Examples, read_example
-from runs import ROOT, record, write_lines
+from runs import record, write_lines
 
 
 def test_examples_are_found_by_byte_offset(tmp_path):
