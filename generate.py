@@ -31,6 +31,25 @@ What it leaves to plumbing/, because none of it is the method:
     texts.py      tells whether a text is fit to be trained on; refusals.py, whether it is an LLM's "no"
     report.py     counts, and estimates what a run will cost
 """
+# ---------------------------------------------------------------------------------- the six types of task
+#
+# type         share  steps  query -> positive; hard negative
+# short-long    33 %    2    a search query -> a document that answers it; one that only looks as if it did
+# long-short    24 %    2    a text -> its label; a misleading label
+# sts           20 %    1    a text S1 -> S2 of nearly the same meaning; S3 on the same topic
+# bitext        17 %    1    a text S1 -> its translation S2; S3, a worse translation
+# long-long      3 %    2    a text -> another long text that matches it (no hard negative)
+# short-short    3 %    2    a short text -> another short text that matches it (no hard negative)
+#
+# In four types the query and the positive differ in meaning, and an instruction says how they relate:
+# "given a tenant's question, find the law that answers it". To get many different instructions, the LLM
+# first lists tasks (step 1, prompts/short-long.brainstorm.txt), then writes one example of one of them in a
+# new conversation (step 2, prompts/short-long.txt). The other two, sts and bitext, have one instruction each
+# and step 2 alone.
+#
+# The code says kind for a type of task: `type` is a word of Python's own. A further type is an entry in
+# prompts/values.json and its templates; the code need not know it.
+
 import argparse
 import json
 import math
@@ -53,28 +72,6 @@ from plumbing.threads import ask_all, concurrency
 
 PROMPTS = Path(__file__).parent / "prompts"
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
-
-
-# ---------------------------------------------------------------------------------- the six types of task
-#
-# type         share  steps  query -> positive; hard negative
-# short-long    33 %    2    a search query -> a document that answers it; one that only looks as if it did
-# long-short    24 %    2    a text -> its label; a misleading label
-# sts           20 %    1    a text S1 -> S2 of nearly the same meaning; S3 on the same topic
-# bitext        17 %    1    a text S1 -> its translation S2; S3, a worse translation
-# long-long      3 %    2    a text -> another long text that matches it (no hard negative)
-# short-short    3 %    2    a short text -> another short text that matches it (no hard negative)
-#
-# In four types the query and the positive differ in meaning, and an instruction says how they relate:
-# "given a tenant's question, find the law that answers it". To get many different instructions, the LLM
-# first lists tasks (step 1, prompts/short-long.brainstorm.txt), then writes one example of one of them in a
-# new conversation (step 2, prompts/short-long.txt). The other two, sts and bitext, have one each,
-# and step 2 alone.
-#
-# The code says kind for a type of task: `type` is a word of Python's own.
-
-# A further type is an entry in prompts/values.json and its templates: no code knows the types one by one.
-
 INSTRUCTIONS = {"sts": "Retrieve semantically similar text.",          # table 16
                 "bitext": "Retrieve parallel sentences."}
 
@@ -101,7 +98,7 @@ def load_prompts(folder=PROMPTS) -> dict:
                               {"weights": dict, "others": [str], "others_share": float, "scripts": dict})
         for placeholders in values["placeholders"].values():
             for name, choices in placeholders.items():
-                if str(choices).endswith(".json"):
+                if str(choices).endswith(".json"):         # a long list has a file of its own
                     placeholders[name] = read_list(folder / choices)
         weight_of_others = languages["others_share"] / len(languages["others"])
         prompts = values | {
@@ -176,11 +173,13 @@ def draw(rng, choices):
 
 
 def request_at(i, seed, prompts, generations, models) -> dict:
-    """Request i of step 2. generations: [(end, {type: [task, ...]}), ...], each of which serves the requests
-    before its end that the one before it does not; models: {name: share}. For example
+    """Request i of step 2. For example
 
     {"id": 7, "step": "generate", "type": "sts", "model": "gpt-4o-mini",
      "params": {"unit": "phrase", "high_score": 4.5, "low_score": 3, ..., "language": "Thai"}}
+
+    generations: [(end, {type: [task, ...]}), ...]. The first whose end is above i serves request i.
+    models: {name: share}.
     """
     rng = random.Random(f"{seed}:{i}")
     weights = {kind: task_type["weight"] for kind, task_type in prompts["task_types"].items()}

@@ -10,7 +10,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import generate
-from answers import PROMPTS, SMOLLM2, reject_reason, row_of
+from answers import PROMPTS, SMOLLM2, row_of
 from plumbing.answers import THOUGHTS, Reject, parse_object, parse_tasks
 
 EXAMPLES = int(os.environ.get("PARSER_EXAMPLES", "300"))       # of each property; the slow tests raise it
