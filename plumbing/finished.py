@@ -27,7 +27,7 @@ class ScoreLog:
     all."""
 
     def __init__(self, path: Path | None = None):
-        self.path, self.scores, self.file, self.data = path, {}, None, {}
+        self.scores, self.file, self.data = {}, None, {}
         if path is None:
             return
         self.code = hash_files([ROOT / "evaluate.py", ROOT / "model.py", *(ROOT / "plumbing").glob("*.py")])
@@ -37,7 +37,7 @@ class ScoreLog:
 
     def key(self, task: dict, settings: list) -> str:
         """settings: what is JSON, and names the model and all flags that may change a score."""
-        if self.path is None:
+        if self.file is None:                                        # no log, or not this rank's
             return ""
         folder = task["folder"]
         if folder not in self.data:                                  # hashed once for all models
