@@ -34,4 +34,4 @@ def small_study() -> dict:
     files = [f"{task}/{file}" for task, files in TEST.items() for file in files]
     subsets = {name: {"tasks": tasks, "tokens by task": dict.fromkeys(tasks, 1), "tokens": len(tasks)}
                for name, tasks in (("test", TEST), ("dev", DEV))}
-    return {"max_length": 40, "sources": {file: file_hash(MINI / file) for file in files}, "subsets": subsets}
+    return {"max_length": 64, "sources": {file: file_hash(MINI / file) for file in files}, "subsets": subsets}
