@@ -294,13 +294,18 @@ def stored_pooling(folder: Path) -> str | None:
 
 
 def stored_max_length(folder: Path) -> int | None:
-    """The most tokens a text of an exported folder; None where it does not say."""
-    path = folder / "sentence_bert_config.json"
+    """The most tokens a text of an exported folder; None where it does not say. Newer sentence-transformers
+    leave it to the tokenizer's settings."""
+    path, tokenizer = folder / "sentence_bert_config.json", folder / "tokenizer_config.json"
     if not path.exists():
         return None
     described = read_json(path, {"max_seq_length": (int, OPTIONAL)})
     check_known(path, described, TRANSFORMER)
-    return described.get("max_seq_length")
+    length = described.get("max_seq_length")
+    if length is None and tokenizer.exists():
+        length = read_json(tokenizer).get("model_max_length")
+    known = fits(length, int) and length < 10**6         # transformers writes 10^30 where there is none
+    return length if known else None
 
 
 def pick_device(name=None) -> torch.device:

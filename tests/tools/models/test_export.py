@@ -148,7 +148,7 @@ def test_what_sentence_transformers_saves_again_is_read(pooling, mistral_files, 
 def test_a_pooling_that_is_not_here_is_refused(base, tmp_path):
     shutil.copytree(base, tmp_path / "cls")
     write_json(tmp_path / "cls" / "1_Pooling" / "config.json", {"pooling_mode_cls_token": True})
-    with pytest.raises(UserError, match="names no pooling that is here"):
+    with pytest.raises(UserError, match="pooling_mode_cls_token True: not known here"):
         Embedder.load(tmp_path / "cls", device="cpu")
     assert Embedder.load(tmp_path / "cls", device="cpu", pooling="mean").pooling == "mean"
 
