@@ -53,7 +53,7 @@ def first_centres(x: np.ndarray, k: int, batch: int, draw: np.random.RandomState
     """k-means++ on some rows of x [n, d] -> [k, d]: each new centre is likelier the farther it lies from the others.
 
     >>> first_centres(np.array([[0.], [0.], [9.]]), 2, 3, np.random.RandomState(0)).tolist()
-    [[9.0], [0.0]]
+    [[0.0], [9.0]]
     """
     n = len(x)
     size = 3 * batch if 3 * batch >= k else 3 * k
