@@ -255,8 +255,8 @@ def score_clustering(task, encoder):
 def score_bootstrapped_clustering(task, encoder):
     """The same as MTEB's newer tasks have it: a share of all documents, on which each k-means draws anew.
 
-    task.json says how many `bootstraps`, which `sampled_share` is embedded, and whether labels have `levels`,
-    as cs.AI, each of which is clustered for itself.
+    task.json says how many `bootstraps`, which `sampled_share` is embedded, and whether labels have
+    `levels`, as cs.AI, each of which is clustered for itself.
     """
     sentences, labels = [], []
     for row in read_test(task):
@@ -510,8 +510,8 @@ def options(argv=None):
     add("--tasks", nargs="+", default=["data/mini"], help="task folders, or folders that hold some")
     add("--benchmark", help="a list in prompts/tasks.json, as eng-v1: shows published scores, missing tasks")
     add("--out", type=Path,
-        help="write the scores as JSON. A log beside it, .tasks.jsonl, has each task's once it is done: the same "
-             "command goes on from there")
+        help="write the scores as JSON. A log beside it, .tasks.jsonl, has each task's once it is done: the "
+             "same command goes on from there")
     # how texts become vectors
     add("--max-length", type=positive(int), default=512, help="tokens of a text, BOS and EOS included")
     add("--pooling", help="last, mean or weighted-mean (default: as the run was trained)")
