@@ -2,7 +2,9 @@
 
 A file holds one block of texts. Its name is a hash of the model's identity, the instructions and the texts,
 so a file is never out of date: whatever changes the vectors changes the name. In float32 a vector of 4,096
-values takes 16 KB, and the 34 million documents of MTEB (eng, v1) 550 GB; in float16 half of that.
+values takes 16 KB, and the 34 million documents of MTEB (eng, v1) 550 GB; in float16 half of that. With an
+untrained model of three layers, float16 moved the scores of data/mini by 1.9 points in clustering (k-means
+takes another path), 0.4 in classification, 0.3 in STS, and by less than 0.1 in the other kinds.
 """
 import hashlib
 import json

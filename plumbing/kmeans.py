@@ -55,7 +55,7 @@ def first_centres(x: np.ndarray, k: int, batch: int, draw: np.random.RandomState
     others.
 
     >>> first_centres(np.array([[0.], [0.], [9.]]), 2, 3, np.random.RandomState(0)).tolist()
-    [[9.0], [0.0]]
+    [[0.0], [9.0]]
     """
     n = len(x)
     size = 3 * batch if 3 * batch >= k else 3 * k

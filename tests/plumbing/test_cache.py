@@ -42,7 +42,7 @@ def test_a_rerun_takes_its_vectors_from_the_cache(tmp_path):
 
 
 def test_a_cache_in_float16_gives_the_same_vectors_on_the_first_run_as_on_a_rerun(tmp_path):
-    """And half the bytes. Its scores on data/mini lie within 0.002 of float32's."""
+    """And half the bytes; the score of STS lies within 0.002 of float32's."""
     small = "--cache", tmp_path / "small", "--cache-dtype", "float16"
     first, again, whole = run(MINI / "STS", *small), run(MINI / "STS", *small), run(
         MINI / "STS", "--cache", tmp_path / "whole")

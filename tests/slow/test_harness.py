@@ -79,7 +79,7 @@ HARNESS = {  # kind -> an mteb task that scores as MTEB (eng, v1) does; how far 
     "sts": ("STSBenchmark", 1e-9), "pair-classification": ("TwitterURLCorpus", 1e-9),
     "reranking": ("AskUbuntuDupQuestions", 1e-9), "retrieval": ("SciFact", 1e-9),
     "summarization": ("SummEval", 1e-9), "bitext": ("Tatoeba", 1e-9),
-    "classification": ("Banking77Classification", 1e-3), "clustering": ("TwentyNewsgroupsClustering", 1e-9),
+    "classification": ("Banking77Classification", 2e-3), "clustering": ("TwentyNewsgroupsClustering", 1e-9),
 }
 
 
