@@ -303,8 +303,8 @@ def check_warmup(flags: list[str], files: list[str]) -> None:
     steps = planned_steps(flags, files, plan.warmup_steps)
     check(steps >= plan.warmup_steps,
           f"{' '.join(files)}: enough for {steps} of the {plan.warmup_steps} warm-up steps at "
-          f"{plan.batch_size:,} queries a step, so that the rate would stay near 0: more data (DATA, LLM with "
-          'N, PUBLIC), or smaller steps, such as TRAIN_FLAGS="--batch-size 32 --warmup-steps 5"')
+          f"{plan.batch_size:,} queries a step, so that the rate would stay near 0: more data (DATA, LLM "
+          'with N, PUBLIC), or smaller steps, such as TRAIN_FLAGS="--batch-size 32 --warmup-steps 5"')
 
 
 def train(typed: Variables) -> None:

@@ -20,10 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 COUNTS = ("seconds", "texts", "cut", "skipped", "unknown", "repeated")
 
 # mteb reads no results of a model without these; None: not known
-META = {"loader": None, "release_date": None, "languages": None, "n_parameters": None,
-        "memory_usage_mb": None, "max_tokens": None, "embed_dim": None, "license": None, "open_weights": None,
-        "public_training_code": None, "public_training_data": None, "framework": ["PyTorch"], "similarity_fn_name": "cosine",
-        "use_instructions": True, "training_datasets": None, "modalities": ["text"]}
+META = {
+    "loader": None, "release_date": None, "languages": None, "n_parameters": None,
+    "memory_usage_mb": None, "max_tokens": None, "embed_dim": None, "license": None,
+    "open_weights": None, "public_training_code": None, "public_training_data": None,
+    "framework": ["PyTorch"], "similarity_fn_name": "cosine", "use_instructions": True,
+    "training_datasets": None, "modalities": ["text"],
+}
 
 
 def task_result(name: str, parts: dict[str, dict], table: dict) -> dict:
