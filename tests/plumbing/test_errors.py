@@ -35,6 +35,7 @@ def test_flags_within_their_bounds():
 
 @pytest.mark.parametrize("error, words", [
     (UserError("what: way out"), "what: way out"), (FileNotFoundError(2, "No such file", "x"), "x"),
+    (FileExistsError(17, "File exists", "x"), "x: a file stands where a folder is wanted"),
     (SafetensorError("disk full"), "disk full"), (torch.OutOfMemoryError("CUDA"), "--tokens-per-chunk"),
     (RuntimeError("[../gloo/pair.cc:534] Connection closed by peer. Advice"), "lost another rank (Connection closed by peer)"),
     (torch.distributed.DistBackendError("[x] Timed out"), "lost another rank (Timed out)"),

@@ -70,23 +70,21 @@ def test_resume_after_sigterm_is_bit_identical(base, data, tmp_path):
     assert [line["step"] for line in read_log(tmp_path / "stopped")] == list(range(1, 25))
 
 
-def test_a_run_is_not_overwritten_unasked(base, data, tmp_path):
-    out = tmp_path / "run"
-    assert run_train(base, data, out).returncode == 0
-    before = (out / "checkpoint.safetensors").read_bytes()
-    for more, complaint in [((), "a run is here already"), (("--resume", "--seed", 5), "made with another seed")]:
-        done = run_train(base, data, out, *more)
-        assert done.returncode == 2 and complaint in done.stderr and done.stderr.count("\n") == 1
-        assert (out / "checkpoint.safetensors").read_bytes() == before
-    done = run_train(base, data, out, "--resume")                            # nothing left to do
-    assert done.returncode == 0 and (out / "checkpoint.safetensors").read_bytes() == before
+def test_a_run_is_not_overwritten_unasked(here, data, tmp_path):
+    assert here("run")[0] == 0
+    checkpoint = tmp_path / "run/checkpoint.safetensors"
+    before = checkpoint.read_bytes()
+    for more, words in [((), "a run is here already"), (("--resume", "--seed", 5), "made with another seed")]:
+        with pytest.raises(UserError, match=words):
+            here("run", *more)
+        assert checkpoint.read_bytes() == before
+    assert here("run", "--resume")[0] == 0 and checkpoint.read_bytes() == before         # nothing left to do
     write_lines(data, [record(i) for i in range(16)])
-    done = run_train(base, data, out, "--resume")
-    assert done.returncode == 2 and "data_fingerprint" in done.stderr
-    (out / "log.jsonl").unlink()
-    (out / "config.json.77.tmp").touch()                                   # a kill came while it was written
-    done = run_train(base, data, out, "--resume", "--overwrite")             # what make does when its inputs changed
-    assert done.returncode == 0 and (out / "checkpoint.safetensors").read_bytes() != before
+    with pytest.raises(UserError, match="data_fingerprint"):
+        here("run", "--resume")
+    (tmp_path / "run/log.jsonl").unlink()
+    (tmp_path / "run/config.json.77.tmp").touch()                          # a kill came while it was written
+    assert here("run", "--resume", "--overwrite")[0] == 0 and checkpoint.read_bytes() != before
 
 
 def test_a_run_goes_on_with_the_same_inputs_in_another_spelling(here, base, data, tmp_path, monkeypatch):
@@ -238,13 +236,14 @@ def test_what_one_rank_refuses_all_say(base, data, tmp_path):
 
 # ----------------------------------------------------------------------------------------------- numbers
 
-def test_nan_stops_the_run_and_names_the_batch(base, data, tmp_path):
-    assert run_train(base, data, tmp_path / "first").returncode == 0
+def test_nan_stops_the_run_and_names_the_batch(here, tmp_path):
+    assert here("first")[0] == 0
     adapter = tmp_path / "first/adapter_model.safetensors"
     save_file({name: tensor * torch.nan for name, tensor in load_file(adapter).items()}, adapter)
-    done = run_train(base, data, tmp_path / "second", "--init-adapter", tmp_path / "first")
-    assert done.returncode == 2 and "step 1: loss nan" in done.stderr and done.stderr.count("\n") == 1
-    assert "data.jsonl" in done.stderr and not (tmp_path / "second/checkpoint.safetensors").exists()
+    with pytest.raises(UserError, match="step 1: loss nan.*data.jsonl") as stopped:
+        here("second", "--init-adapter", tmp_path / "first")
+    assert "\n" not in str(stopped.value)
+    assert not (tmp_path / "second/checkpoint.safetensors").exists()
     with pytest.raises(UserError, match="first checkpoint"):
         Embedder.load(tmp_path / "second")
     assert len(json.loads((tmp_path / "second/bad_batch.json").read_text())["examples"]) == 8
@@ -378,23 +377,19 @@ def test_the_worst_step_holds_the_graphs_of_as_many_tokens_as_any(tokens, length
     assert embedder.decoder.layers[0].mlp.up_proj.lora_B.grad is not None
 
 
-def test_training_goes_on_from_an_adapter(base, data, tmp_path):
-    assert run_train(base, data, tmp_path / "first").returncode == 0
-    done = run_train(base, data, tmp_path / "second", "--init-adapter", tmp_path / "first", "--lr", "1e-9")
-    assert done.returncode == 0, done.stderr
+def test_training_goes_on_from_an_adapter(here, tmp_path):
+    assert here("first")[0] == 0
+    assert here("second", "--init-adapter", tmp_path / "first", "--lr", "1e-9")[0] == 0
     a, b = (load_file(tmp_path / run / "adapter_model.safetensors") for run in ("first", "second"))
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
 
 
-def test_held_out_examples_are_scored(base, data, tmp_path):
-    done = run_train(base, data, tmp_path / "run", "--eval-data", data, "--eval-every", 2)
-    assert done.returncode == 0, done.stderr
-    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+def test_held_out_examples_are_scored(here, data, tmp_path):
+    log = here("run", "--eval-data", data, "--eval-every", 2, "--max-steps", 3)[1]
     assert ["eval_loss" in line for line in log] == [False, True, False]
-    plain = run_train(base, data, tmp_path / "plain")                        # scoring must not disturb training
-    assert plain.returncode == 0
+    here("plain", "--max-steps", 3)                                        # scoring must not disturb training
     a, b = (load_file(tmp_path / run / "adapter_model.safetensors") for run in ("run", "plain"))
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 # ---------------------------------------------------------------------------------------------- refusals
