@@ -20,6 +20,7 @@ import argparse
 import fcntl
 import json
 import math
+import re
 import threading
 from collections import Counter
 
@@ -59,20 +60,17 @@ def most_tokens(message: str) -> int:
 
 
 def model_share(text: str) -> tuple[str, float]:
-    """The flag --model NAME[:SHARE]. What follows the colon belongs to the name where it is no number.
+    """The flag --model NAME[:SHARE]. A share has a decimal point; other tails belong to the name.
 
-    >>> model_share("gpt-4o-mini:0.75"), model_share("llama3:8b")
-    (('gpt-4o-mini', 0.75), ('llama3:8b', 1.0))
+    >>> model_share("gpt-4o-mini:0.75"), model_share("llama3:8b"), model_share("qwen2:72")
+    (('gpt-4o-mini', 0.75), ('llama3:8b', 1.0), ('qwen2:72', 1.0))
     """
     name, _, tail = text.rpartition(":")
-    try:
-        share = float(tail) if name else 1.0
-    except ValueError:
-        share = 1.0
-        name = text
-    if not 0 < share < math.inf:
+    if not name or not re.fullmatch(r"-?\d*\.\d*", tail) or tail == ".":
+        return text, 1.0
+    if float(tail) <= 0:
         raise argparse.ArgumentTypeError(f"{text}: a model's share must be above 0")
-    return name or text, share
+    return name, float(tail)
 
 
 def model_price(text: str) -> dict:

@@ -79,7 +79,7 @@ def test_other_errors_pass_and_close_the_books(tmp_path):
 
 def test_flags_of_models_and_prices():
     assert model_share("a:0.5") == ("a", 0.5) and model_share("a") == ("a", 1.0)
-    assert model_share("llama3:8b") == ("llama3:8b", 1.0)
+    assert model_share("llama3:8b") == ("llama3:8b", 1.0) and model_share("qwen2:72") == ("qwen2:72", 1.0)
     assert model_share("llama3:8b:0.5") == ("llama3:8b", 0.5)
     assert model_price("llama3:8b:1:2") == {("llama3:8b", "in"): 1e-6, ("llama3:8b", "out"): 2e-6}
 
@@ -313,7 +313,7 @@ def test_broken_files_are_named_in_one_line(live, name, content, words):
 
 
 @pytest.mark.parametrize("flag", [["--price", "m:-1:2"], ["--price", "m:nan:2"], ["--price", "m:1"],
-                                  ["--model", "m:-1"], ["--tasks", "-5"], ["--budget-usd", "-1"],
+                                  ["--model", "m:-1.0"], ["--tasks", "-5"], ["--budget-usd", "-1"],
                                   ["--n", "0"]])
 def test_numbers_that_cannot_be_are_refused(flag):
     with pytest.raises(UserError, match=flag[0]):
