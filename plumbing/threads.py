@@ -25,15 +25,16 @@ def ask_all(todo, total: int, client, what="requests") -> None:
     waiting = ledger.in_batches - ledger.answered
     open_pairs = (pair for pair in todo if pair[0]["id"] not in waiting)
     threads = Threads(open_pairs, total, client)
-    threads.start()
     try:
+        threads.start()                                        # the first request may be out before the last
         # Not Thread.join: before Python 3.13, a Ctrl-C within it marks a thread that still works as ended.
         while not threads.all_ended.wait(0.2):
             threads.print_now_and_then()
     except KeyboardInterrupt:
         ledger.stop.set()
         say("\nstopping: waiting for the answers under way; Ctrl-C again leaves at once")
-        threads.all_ended.wait()
+        while threads.under_way:
+            time.sleep(0.05)
         raise
     threads.print_progress(end="\n")
     if threads.failure:
@@ -64,6 +65,7 @@ class Threads:
         self.todo, self.total, self.client, self.ledger = todo, total, client, client.ledger
         self.guard = threading.Lock()                          # of all that follows
         self.answered = self.unanswered = self.unanswered_in_a_row = 0
+        self.under_way = 0                                     # requests that were begun and have not ended
         self.failure = None                                    # the first exception
         self.working = client.args.concurrency
         self.all_ended = threading.Event()
@@ -92,9 +94,14 @@ class Threads:
         """Ask one request. Returns whether there was one left."""
         with self.guard:
             request, message = next(self.todo, (None, None))
-        if request is None:
-            return False
-        answered = self.client.ask(request, message)
+            if request is None:
+                return False
+            self.under_way += 1
+        try:
+            answered = self.client.ask(request, message)       # sends nothing once `stop` is set
+        finally:
+            with self.guard:
+                self.under_way -= 1
         with self.guard:
             if answered:
                 self.answered += 1

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -424,3 +425,16 @@ def test_progress_is_plain_lines_where_the_output_is_no_terminal(tmp_path):
     assert re.search(r"^10 of 10, [\d.]+/s, [\d,]+ tokens, \$0\.0\d, 0:00:00 left$", out, re.MULTILINE)
     assert "\r" not in out
     server.close()
+
+
+def test_ctrl_c_while_the_threads_are_started_waits_for_the_answer_under_way(live, monkeypatch):
+    def start_one_and_interrupt(threads):
+        threading.Thread(target=threads.work, daemon=True).start()
+        while not threads.under_way:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("plumbing.threads.Threads.start", start_one_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        live(FaultServer(delay=0.3), n=4)
+    assert len((live.folder / "raw.jsonl").read_text().splitlines()) == 1
