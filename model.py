@@ -426,7 +426,10 @@ class Embedder:
         after the cut. Most tokenizer files add BOS at best, and a vector read at another token is silently
         bad.
         """
-        texts, prompts = texts_and_prompts(texts, prompt)
+        return self.token_ids(*texts_and_prompts(texts, prompt))
+
+    def token_ids(self, texts: list[str], prompts: list[str]) -> list[list[int]]:
+        """`tokenize`, for texts that are known to be texts, each with its prompt."""
         bos, eos = self.decoder.config.bos_token_id, self.decoder.config.eos_token_id
         start = [] if bos is None else [bos]
         room = self.max_length - len(start) - 1
@@ -484,7 +487,7 @@ class Embedder:
         return vectors
 
     def encode_slice(self, texts, prompts, normalize, dim, tokens_per_chunk) -> torch.Tensor:
-        token_ids = self.tokenize(texts, prompts)
+        token_ids = self.token_ids(texts, prompts)
         vectors = torch.empty(len(texts), dim or self.decoder.config.hidden_size)
         for chunk in length_chunks([len(ids) for ids in token_ids], tokens_per_chunk):
             v = self.embed([token_ids[i] for i in chunk], normalize=False)

@@ -403,11 +403,10 @@ def worst_step(run: Run) -> None:
                      len(chunks))
 
 
-def held_out_batches(embedder: Embedder, args) -> list[Batch]:
-    """The examples of --eval-data, ready to be embedded at each --eval-every."""
-    if not args.eval_data:
+def held_out_batches(examples: Examples | None, embedder: Embedder, args) -> list[Batch]:
+    """The examples of --eval-data, if there are any, ready to be embedded at each --eval-every."""
+    if not examples:
         return []
-    examples = Examples([str(args.eval_data)], args.prompt, args.skip_bad_lines)
     plan = plan_epoch(examples, args.batch_size, homogeneous=False, seed=0, epoch=0)
     return [prepare(examples, numbers, embedder.tokenize, args, 0, rank(), world_size()) for numbers in plan]
 
@@ -456,9 +455,8 @@ def load_model(args) -> Embedder:
     return embedder.compile(args.compile)
 
 
-def start(args, examples: Examples, steps: int) -> Run:
+def start(args, embedder: Embedder, examples: Examples, steps: int) -> Run:
     """The run, ready for its next step: step 1, or the one after its checkpoint."""
-    embedder = load_model(args)
     if args.instruction == "task":
         embedder.check_prompts(examples.prompts)
     parameters = embedder.decoder.lora_parameters().values()         # float32, and so are AdamW's moments
@@ -474,17 +472,21 @@ def train(args) -> int:
     """The whole run. Returns the exit code: 0, or 128 + the signal that stopped it after a checkpoint."""
     args.device = start_ranks(args.device, args.timeout)
     examples = Examples(args.data, args.prompt, args.skip_bad_lines)
+    held_out_examples = None
+    if args.eval_data:
+        held_out_examples = Examples([str(args.eval_data)], args.prompt, args.skip_bad_lines)
     plan = plan_run(examples, args)
-    run = start(args, examples, len(plan))
-    held_out_texts = held_out_batches(run.embedder, args)
+    embedder = load_model(args)
+    held_out_texts = held_out_batches(held_out_examples, embedder, args)
+    run = start(args, embedder, examples, len(plan))                 # makes the folder: all else is checked
 
     started = time.perf_counter()
-    for batch in batches_ahead(examples, plan, run.step, run.embedder.tokenize, args):
+    for batch in batches_ahead(examples, plan, run.step, embedder.tokenize, args):
         run.step += 1
         line = training_step(run, batch, started)
         run.check_finite(line, batch)
         if held_out_texts and run.step % args.eval_every == 0:
-            line |= held_out(run.embedder, held_out_texts, args)
+            line |= held_out(embedder, held_out_texts, args)
         run.log(line)
         if run.step % args.checkpoint_every == 0 or run.step == run.steps or run.stopping:
             run.save()

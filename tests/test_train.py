@@ -401,8 +401,8 @@ def test_held_out_loss_by_hand(base, data, tmp_path):
     for parameter in embedder.decoder.lora_parameters().values():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
     for spec, visits in ((str(data), 24), (f"{data}:0.25", 6)):
-        examples, args.batch_size, args.eval_data = Examples([spec]), 24, spec
-        scores = train.held_out(embedder, train.held_out_batches(embedder, args), args)
+        examples, args.batch_size = Examples([spec]), 24
+        scores = train.held_out(embedder, train.held_out_batches(examples, embedder, args), args)
         embedder.decoder.eval()
         numbers, = train.plan_epoch(examples, 24, False, 0, 0)
         rows = [examples[i] for i in numbers]

@@ -137,7 +137,7 @@ def begin(base, out, *flags):
                           *flags])
     examples = Examples(args.data)
     plan = train.plan_run(examples, args)
-    run = train.start(args, examples, len(plan))
+    run = train.start(args, train.load_model(args), examples, len(plan))
     return run, train.batches_ahead(examples, plan, 0, run.embedder.tokenize, args)
 
 

@@ -500,6 +500,7 @@ def test_one_long_text_among_many_negatives_is_drawn_as_a_number(base, tmp_path)
       for value in ("nan", "inf")],
     (("--max-length", 2), "max_length 2"),
     (("--data", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
+    (("--eval-data", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
     (("--init-adapter", "nowhere"), "nowhere/adapter_config.json: no such file"),
     (("--matryoshka", 9999), "--matryoshka 9999: a vector has 32 values"),
     (("--device", "cuda:9"), "device cuda:9: "),
