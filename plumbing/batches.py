@@ -6,7 +6,7 @@ state beside it, 0001.json. Until its answers have joined raw.jsonl, its request
 from collections import Counter
 from pathlib import Path
 
-from plumbing.files import parse_line, read_json, read_lines
+from plumbing.files import read_json, read_located
 
 STATE = {"status": str}
 SIZE = {"model": str, "tokens_in": int, "tokens_out": int}     # of a part whose requests file is written
@@ -24,9 +24,7 @@ def read_state(path: Path) -> dict:
 
 def sent_bodies(path: Path):
     """Yield (id, body) of a part's requests, as they were sent."""
-    for number, line in read_lines(path):
-        where = f"{path}:{number}"
-        row = parse_line(line, where, {"custom_id": str, "body": dict}, any_characters=True)
+    for _, row in read_located(path, {"custom_id": str, "body": dict}, any_characters=True):
         yield int(row["custom_id"]), row["body"]
 
 

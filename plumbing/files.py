@@ -125,9 +125,16 @@ def read_jsonl(path: Path, schema: dict = {}, log=False):
     log: the file is one that `append` writes. A last line without its end was torn by a kill and does not
     count, and a server's words may hold any characters.
     """
+    for _, row in read_located(path, schema, log, any_characters=log):
+        yield row
+
+
+def read_located(path: Path, schema: dict = {}, log=False, any_characters=False):
+    """Yield (where, object) likewise; where is "path:line". any_characters: see parse_line."""
     for number, line in read_lines(path):
         if line.endswith(b"\n") or not log:
-            yield parse_line(line, f"{path}:{number}", schema, any_characters=log)
+            where = f"{path}:{number}"
+            yield where, parse_line(line, where, schema, any_characters)
 
 
 # ---------------------------------------------------------------------------------------------- writing

@@ -5,11 +5,10 @@ A line of the log holds one task's scores and a key, a hash of all that may chan
 settings, the task's files and this code. So a score is never out of date: whatever changes it changes the
 key.
 """
-import hashlib
 import json
 from pathlib import Path
 
-from plumbing.files import append, file_sha256, open_log, read_jsonl
+from plumbing.files import append, file_sha256, open_log, read_jsonl, sha256
 from plumbing.ranks import agree, rank
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,7 +18,7 @@ LINE = {"key": str, "model": str, "task": str, "scores": dict}
 def hash_files(paths) -> str:
     """A hash of the files' names and contents."""
     described = [[path.name, file_sha256(path)] for path in sorted(paths)]
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    return sha256(json.dumps(described).encode())
 
 
 class ScoreLog:
@@ -44,7 +43,7 @@ class ScoreLog:
             self.data[folder] = hash_files([*folder.glob("*.jsonl"), *folder.glob("qrels/*.tsv")])
         described = {key: value for key, value in task.items() if key != "folder"}
         content = json.dumps([settings, described, self.data[folder], self.code], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        return sha256(content.encode())
 
     def get(self, key: str) -> dict | None:
         return agree(self.scores.get(key))

@@ -26,7 +26,8 @@ from collections import Counter
 
 from plumbing import batches
 from plumbing.errors import UserError, blame, check
-from plumbing.files import (append, fields, open_log, parse_line, read_jsonl, read_lines, replace_file)
+from plumbing.files import (append, fields, open_log, parse_line, read_jsonl, read_lines, read_located,
+                            replace_file)
 
 ANSWER = {"id": (int, str), "step": str, "type": str, "params": dict, "response": str}    # for a replay
 PAID = {"model": str, "usage": dict}               # in raw.jsonl besides
@@ -92,14 +93,11 @@ def model_price(text: str) -> dict:
 # ------------------------------------------------------------------------------------------------ answers
 
 def read_rows(path, schema: dict, log=True):
-    """Yield (where, row) of each answer in raw.jsonl or a recorded file; where is "path:line".
+    """(where, row) of each answer in raw.jsonl or a recorded file; where is "path:line".
 
     log: it is raw.jsonl, in which a last line without its end does not count.
     """
-    for number, line in read_lines(path):
-        if line.endswith(b"\n") or not log:
-            where = f"{path}:{number}"
-            yield where, parse_line(line, where, schema, any_characters=True)
+    return read_located(path, schema, log, any_characters=True)
 
 
 # ----------------------------------------------------------------------------------------------- the books

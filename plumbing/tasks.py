@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from plumbing.errors import check
-from plumbing.files import OPTIONAL, parse_line, read_json, read_lines, text_hash
+from plumbing.files import OPTIONAL, read_json, read_lines, read_located, text_hash
 
 CATEGORIES = {                        # kind -> MTEB's name for it, in the order of the paper's Table 1
     "classification": "Classification",
@@ -105,10 +105,8 @@ def read_rows(path: Path, schema: dict = {}, check_row=None):
     Any row may have its own `prompt`. check_row(row, where) checks what a schema cannot say.
     """
     empty = True
-    for number, line in read_lines(path):
+    for where, row in read_located(path, {**schema, "prompt": (str, OPTIONAL)}):
         empty = False
-        where = f"{path}:{number}"
-        row = parse_line(line, where, {**schema, "prompt": (str, OPTIONAL)})
         if check_row:
             check_row(row, where)
         yield row
