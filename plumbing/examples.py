@@ -22,7 +22,12 @@ NOTES = ("language", "id")            # generate.py writes these too, for people
 
 def read_example(line: bytes, default_prompt: str = "", where: str = "") -> dict:
     """A line -> {"prompt", "query", "pos", "neg", "type"}, without blank texts."""
-    return example_of(parse_line(line, where, SCHEMA), default_prompt, where)
+    return example_of(read_row(line, where), default_prompt, where)
+
+
+def read_row(line: bytes, where: str) -> dict:
+    """A line as it stands, all keys included. Where files were joined, a BOM may be in their middle."""
+    return parse_line(line.removeprefix(BOM), where, SCHEMA)
 
 
 def example_of(row: dict, default_prompt: str, where: str) -> dict:
@@ -91,7 +96,7 @@ class Examples:
     def add(self, line: bytes, file: int, offset: int, where: str, skip_bad_lines: bool) -> None:
         """Note one line: where it stands, its group, and what is known of its positives."""
         try:
-            row = parse_line(line.removeprefix(BOM), where, SCHEMA)
+            row = read_row(line, where)
             example = example_of(row, self.default_prompt, where)
         except UserError as error:
             check(skip_bad_lines, f"{error} (or --skip-bad-lines)")
@@ -119,7 +124,7 @@ class Examples:
     def __getitem__(self, number: int) -> dict:
         handle = self.handles[self.files[number]]
         handle.seek(self.offsets[number])
-        return read_example(handle.readline().removeprefix(BOM), self.default_prompt, self.where(number))
+        return read_example(handle.readline(), self.default_prompt, self.where(number))
 
     def where(self, number: int) -> str:
         return f"{self.paths[self.files[number]]} byte {self.offsets[number]}"

@@ -27,7 +27,7 @@ import numpy as np
 
 from plumbing.errors import Parser, at_least_0, bounded, check, command
 from plumbing.examples import read_example
-from plumbing.files import BOM, OPTIONAL, read_jsonl, read_lines, replace_file, write_json
+from plumbing.files import OPTIONAL, read_jsonl, read_lines, replace_file, write_json
 from plumbing.texts import normalize
 
 BINS, ROWS = 64, 4  # signature values; values a band
@@ -194,7 +194,7 @@ def batches(pairs, size):
 
 def texts_of(line, where):
     """The texts of an example: query, positives, negatives."""
-    example = read_example(line.removeprefix(BOM), where=where)    # as train.py: files may have been joined
+    example = read_example(line, where=where)
     return [example["query"], *example["pos"], *example["neg"]]
 
 

@@ -24,8 +24,8 @@ import torch
 
 from model import Embedder
 from plumbing.errors import Parser, check, command, finite, positive, seed
-from plumbing.examples import Examples
-from plumbing.files import BOM, parse_line, replace_file, text_hash
+from plumbing.examples import Examples, read_row
+from plumbing.files import replace_file, text_hash
 from plumbing.metrics import search
 from tools.embed import read_lines
 
@@ -167,7 +167,7 @@ def raw_row(examples: Examples, i: int) -> dict:
     """The line as it stands in its file, with the keys that training doesn't read."""
     handle = examples.handles[examples.files[i]]
     handle.seek(examples.offsets[i])
-    return parse_line(handle.readline().removeprefix(BOM), examples.where(i))
+    return read_row(handle.readline(), examples.where(i))
 
 
 def say(line: str) -> None:
