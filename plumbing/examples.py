@@ -122,9 +122,12 @@ class Examples:
         return len(self.offsets)
 
     def __getitem__(self, number: int) -> dict:
+        return read_example(self.line(number), self.default_prompt, self.where(number))
+
+    def line(self, number: int) -> bytes:
         handle = self.handles[self.files[number]]
         handle.seek(self.offsets[number])
-        return read_example(handle.readline(), self.default_prompt, self.where(number))
+        return handle.readline()
 
     def where(self, number: int) -> str:
         return f"{self.paths[self.files[number]]} byte {self.offsets[number]}"

@@ -68,14 +68,14 @@ class Run:
 
     def peak_flops(self) -> float:
         device = self.embedder.device
-        tflops = self.args.peak_tflops
-        if tflops is None and device.type == "cuda":
+        tflops = self.args.peak_tflops or 0
+        if not tflops and device.type == "cuda":
             gpu = torch.cuda.get_device_name(device)
             known = [peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", gpu)]
             tflops = known[0] if known else 0
         if self.base_dtype.itemsize == 1:
-            tflops = 2 * (tflops or 0)                                         # fp8 runs at twice the rate
-        return (tflops or 0) * 1e12 * world_size()
+            tflops *= 2                                                        # fp8 runs at twice the rate
+        return tflops * 1e12 * world_size()
 
     # ------------------------------------------------------------------------------------ start and end
 

@@ -7,6 +7,7 @@ from sentencepiece import SentencePieceProcessor
 import generate
 import train
 from fault_server import KEY
+from model import Embedder
 from runs import FLAGS, read_log, record, signals_restored, write_lines
 from scripts import run_tool
 from tiny import random_model, save, tiny_config
@@ -92,3 +93,15 @@ def here(base, data, tmp_path):
 
     with signals_restored():
         yield run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, mistral_files):
+    """A tiny Mistral with the real tokenizer and a window of 24, shorter than the longest texts."""
+    config = tiny_config(vocab_size=32000, sliding_window=24)
+    return save(random_model(config), tmp_path_factory.mktemp("tiny-mistral"), mistral_files)
+
+
+@pytest.fixture(scope="module")
+def embedder(folder):
+    return Embedder.load(folder, device="cpu")

@@ -29,18 +29,6 @@ TEXTS = ["", "a", "Hello world", "Steep the leaves for three minutes, then pour.
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, mistral_files):
-    """A tiny Mistral with the real tokenizer and a window of 24, shorter than the longest texts."""
-    config = tiny_config(vocab_size=32000, sliding_window=24)
-    return save(random_model(config), tmp_path_factory.mktemp("tiny-mistral"), mistral_files)
-
-
-@pytest.fixture(scope="module")
-def embedder(folder):
-    return Embedder.load(folder, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def short(folder):
     """The same model with at most 32 tokens a text."""
     return Embedder.load(folder, device="cpu", max_length=32)

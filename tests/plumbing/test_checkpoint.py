@@ -20,18 +20,6 @@ TOLERANCE = 1e-5
 TEXTS = ["", "Hello world", "one two three four five six seven eight nine ten " * 5]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, mistral_files):
-    """A tiny Mistral with the real tokenizer and a window of 24, shorter than the longest texts."""
-    config = tiny_config(vocab_size=32000, sliding_window=24)
-    return save(random_model(config), tmp_path_factory.mktemp("tiny-mistral"), mistral_files)
-
-
-@pytest.fixture(scope="module")
-def embedder(folder):
-    return Embedder.load(folder, device="cpu")
-
-
 def edit(path, **changes):
     """Rewrite a JSON file with some keys changed; a value of KeyError drops the key."""
     raw = {**json.loads(path.read_text()), **changes}

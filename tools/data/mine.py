@@ -139,7 +139,7 @@ def mine(args, embedder: Embedder, examples: Examples, out) -> tuple[int, int, i
                 none += not chosen
                 if args.keep:
                     negatives = example["neg"] + [text for text in negatives if text not in example["neg"]]
-                row = raw_row(examples, i)
+                row = read_row(examples.line(i), examples.where(i))    # with keys that training ignores
                 if chosen:
                     row = with_negatives(row, negatives)
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -161,13 +161,6 @@ def barred_numbers(corpus: Corpus, examples: Examples, i: int) -> set[int]:
     hashes = np.append(examples.known_positives(i), text_hash(examples[i]["query"]))
     numbers = corpus.numbers(hashes)
     return set(numbers[corpus.hashes[numbers] == hashes].tolist())
-
-
-def raw_row(examples: Examples, i: int) -> dict:
-    """The line as it stands in its file, with the keys that training doesn't read."""
-    handle = examples.handles[examples.files[i]]
-    handle.seek(examples.offsets[i])
-    return read_row(handle.readline(), examples.where(i))
 
 
 def say(line: str) -> None:
