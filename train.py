@@ -477,7 +477,7 @@ def train(args) -> int:
         held_out_examples = Examples([str(args.eval_data)], args.prompt, args.skip_bad_lines)
     plan = plan_run(examples, args)
     embedder = load_model(args)
-    held_out_texts = held_out_batches(held_out_examples, embedder, args)
+    held_out_set = held_out_batches(held_out_examples, embedder, args)
     run = start(args, embedder, examples, len(plan))                 # makes the folder: all else is checked
 
     started = time.perf_counter()
@@ -485,8 +485,8 @@ def train(args) -> int:
         run.step += 1
         line = training_step(run, batch, started)
         run.check_finite(line, batch)
-        if held_out_texts and run.step % args.eval_every == 0:
-            line |= held_out(embedder, held_out_texts, args)
+        if held_out_set and run.step % args.eval_every == 0:
+            line |= held_out(embedder, held_out_set, args)
         run.log(line)
         if run.step % args.checkpoint_every == 0 or run.step == run.steps or run.stopping:
             run.save()

@@ -4,6 +4,7 @@ evaluate.py's docstring shows the layouts. Here stand the schemas of the eight k
 readers, which name file and line of what does not fit. A corpus is never held in memory: it is read as often
 as it is needed.
 """
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -207,9 +208,17 @@ def read_queries(task: dict) -> tuple[list[dict], dict[str, dict[str, int]]]:
 def check_ids(path: Path) -> tuple[int, set[int]]:
     """Read a corpus or queries once -> (number of rows, numbers of those that repeat another word by word).
 
-    Of a row stay 8 bytes, a hash of its id, so that a corpus of any size passes. UserError: a row is not
-    whole, or two have one _id and different texts.
+    Of a row stay 8 bytes, a hash of its id, so that a corpus of any size passes. Every model asks, but a file
+    is read again only if it has changed. UserError: a row is not whole, or two have one _id and different
+    texts.
     """
+    stamp = (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None
+    return checked_ids(path, stamp)
+
+
+@functools.cache
+def checked_ids(path: Path, stamp) -> tuple[int, set[int]]:
+    """check_ids of a file as it is at this size and time."""
     hashes = np.fromiter((text_hash(row["_id"]) for row in read_rows(path, ROWS["retrieval"])), np.int64)
     hashes.sort()
     twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())

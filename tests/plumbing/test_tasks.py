@@ -159,3 +159,13 @@ def test_a_document_that_stands_twice_word_by_word_counts_once(tmp_path):
     assert check_ids(path) == (5, {2, 4})
     assert [row["_id"] for row in read_distinct(path, {2, 4})] == ["a", "b", "c"]
     assert look_up_ids(path, {2, 4}, {2}, {"c"}) == ({2: "c"}, set())
+
+
+def test_a_corpus_is_checked_again_only_if_it_has_changed(tmp_path, monkeypatch):
+    path, reads, read_rows = tmp_path / "corpus.jsonl", [], tasks.read_rows
+    monkeypatch.setattr(tasks, "read_rows", lambda *args: reads.append(1) or read_rows(*args))
+    path.write_text('{"_id": "a", "text": "b"}\n')
+    assert check_ids(path) == check_ids(path) == (1, set()) and len(reads) == 1
+    with open(path, "a") as file:
+        file.write('{"_id": "a", "text": "b"}\n')
+    assert check_ids(path) == (2, {1})
