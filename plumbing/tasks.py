@@ -208,9 +208,9 @@ def read_queries(task: dict) -> tuple[list[dict], dict[str, dict[str, int]]]:
 def check_ids(path: Path) -> tuple[int, set[int]]:
     """Read a corpus or queries once -> (number of rows, numbers of those that repeat another word by word).
 
-    Of a row stay 8 bytes, a hash of its id, so that a corpus of any size passes. Every model asks, but a file
-    is read again only if it has changed. UserError: a row is not whole, or two have one _id and different
-    texts.
+    Of a row stay 8 bytes, a hash of its id, so that a corpus of any size passes. Every model asks, but the
+    file is read again only if it has changed. UserError: a row is not whole, or two have one _id and
+    different texts.
     """
     stamp = (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None
     return checked_ids(path, stamp)
