@@ -560,7 +560,7 @@ def main(argv=None):
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         check(not args.out.is_dir(), f"--out {args.out}: a folder; name a file in it")
-    for task in tasks:                                       # and so does a bad row of the last task
+    for task in tasks:                                       # and a bad row of the last task shows now
         check_task(task)
     with tempfile.TemporaryDirectory() as scratch:
         if len(args.dim) * len(args.quantize) > 1 and not args.cache:

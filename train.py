@@ -325,7 +325,7 @@ def batches_ahead(examples, plan: list, first: int, tokenize, args):
 # ------------------------------------------------------------------------------------------------ one step
 
 def learning_rate(step: int, steps: int, args) -> float:
-    """Linear up to --lr over the warm-up, then linear down, to 0 after the last step. From step 0.
+    """Linear up to --lr over the warm-up, then linear down, to 0 after the last. step counts from 0.
 
     >>> from types import SimpleNamespace
     >>> [learning_rate(step, 6, SimpleNamespace(lr=1.0, warmup_steps=2)) for step in range(6)]
@@ -390,12 +390,13 @@ def worst_step(run: Run) -> None:
     That is: graphs of as many tokens as may keep theirs, and the vectors and scores of a whole batch.
     """
     args, device = run.args, run.embedder.device
-    longest = min(args.max_length, run.examples.most_tokens)
+    longest = min(args.max_length, run.examples.most_tokens)         # tokens of a text
     tokens = max(args.tokens_per_chunk, args.keep_tokens or 0, longest)
     texts = math.ceil(tokens / longest)
+    token_ids = [[0] * (tokens // texts)] * texts                    # so long texts, so many tokens in all
     Q, M = args.batch_size, args.batch_size * (1 + args.negatives)
-    batch = Batch(np.arange(Q), [[0] * (tokens // texts)] * texts, torch.arange(texts) % (Q + M), Q, Q + M,
-                  torch.ones(Q, M, dtype=torch.bool))
+    indices = torch.arange(texts) % (Q + M)
+    batch = Batch(np.arange(Q), token_ids, indices, Q, Q + M, torch.ones(Q, M, dtype=torch.bool))
     valid = to_device(batch.valid, device)
     chunks = make_chunks(batch, args.tokens_per_chunk, device)
     vectors = torch.zeros(Q + M, run.embedder.decoder.config.hidden_size, device=device)
