@@ -481,6 +481,7 @@ def read_answers(path, prompts, log=True):
     for where, row in read_rows(path, ANSWER, log):
         with blame(f"{where}: no answer to our prompts", "delete it"):     # an error here, as one line
             # its type is known, and what an example needs is there
+            prompts["task_types"][row["type"]]
             row["messages"] = [{"role": "user", "content": message_of(row, prompts)}]
             if row["step"] == "generate":
                 instruction_of(row, prompts)

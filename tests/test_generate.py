@@ -345,7 +345,7 @@ def test_every_language_has_scripts_that_its_recorded_texts_use():
                 generate.make_example(row, PROMPTS)
             except Reject as reason:
                 dropped[str(reason)] += 1
-    assert dropped == {"label in input": 1}
+    assert dropped == {"label in input": 2}
 
 
 def test_duplicates_are_seen_after_normalisation(tmp_path):
@@ -357,9 +357,9 @@ def test_duplicates_are_seen_after_normalisation(tmp_path):
 
 def test_replay_of_the_recorded_answers(tmp_path, capsys):
     assert generate.main(["--replay", str(RECORDED), "--out", str(tmp_path / "s.jsonl")]) == 0
-    assert "label in input 1" in capsys.readouterr().out
+    assert "label in input 2, duplicate 1" in capsys.readouterr().out
     examples = [json.loads(line) for line in (tmp_path / "s.jsonl").open(encoding="utf-8")]
-    assert len(examples) == 2030
+    assert len(examples) == 4735
     for example in examples:
         assert set(example) == {"prompt", "query", "pos", "neg", "type", "language", "id"}
         assert example["prompt"] and example["query"] and len(example["pos"]) == 1
@@ -368,10 +368,12 @@ def test_replay_of_the_recorded_answers(tmp_path, capsys):
 
 # ---------------------------------------------------------------------------------------- the command line
 
-ROW = recorded()[20]
-FILES = {"broken.jsonl": json.dumps(ROW).encode() + b"\n{torn\n",
+BRAINSTORM, EXAMPLE = (next(row for row in recorded() if row["step"] == step)
+                       for step in ("brainstorm", "generate"))
+FILES = {"broken.jsonl": json.dumps(EXAMPLE).encode() + b"\n{torn\n",
          "foreign.jsonl": b'{"text": "hello"}\n',
-         "unknown.jsonl": json.dumps(ROW | {"type": "verse"}).encode(),
+         "unknown.jsonl": json.dumps(EXAMPLE | {"type": "verse"}).encode(),
+         "unknown_brainstorm.jsonl": json.dumps(BRAINSTORM | {"type": "verse"}).encode(),
          "torn.jsonl.gz": RECORDED.read_bytes()[:5000],
          "afile": b""}
 
@@ -384,6 +386,7 @@ FILES = {"broken.jsonl": json.dumps(ROW).encode() + b"\n{torn\n",
     (["--replay", "broken.jsonl"], "broken.jsonl:2"),
     (["--replay", "foreign.jsonl"], "foreign.jsonl:1"),
     (["--replay", "unknown.jsonl"], "unknown.jsonl:1: no answer to our prompts"),
+    (["--replay", "unknown_brainstorm.jsonl"], "unknown_brainstorm.jsonl:1: no answer to our prompts"),
     (["--replay", "torn.jsonl.gz"], "torn.jsonl.gz"),
     (["--replay", RECORDED, "--out", "afile/x.jsonl"], "afile"),
     (["--model", "m", "--out", "afile/x.jsonl"], "afile"),

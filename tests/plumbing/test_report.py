@@ -58,7 +58,7 @@ def test_the_report_of_the_recorded_answers(tmp_path):
     assert generate.main(["--replay", str(RECORDED), "--out", str(tmp_path / "s.jsonl")]) == 0
     examples = [json.loads(line) for line in (tmp_path / "s.jsonl").open(encoding="utf-8")]
     report = json.loads((tmp_path / "s/report.json").read_text())
-    assert report["type"]["bitext"] == 360 and sum(report["type"].values()) == report["examples"] == 2030
+    assert report["type"]["bitext"] == 533 and sum(report["type"].values()) == report["examples"] == 4735
     assert report["distinct prompts"] == len({example["prompt"].casefold() for example in examples})
     lengths = sorted(len(example["query"]) for example in examples if example["type"] == "sts")
     assert report["characters"]["sts query"]["p50"] == lengths[len(lengths) // 2]

@@ -13,12 +13,12 @@ TEST = {
         "test.jsonl": [[0, {"sentences labels": [3, 5, 71, 72, 79, 90, 101, 103, 104, 109, 114, 122]}]]},
     "PairClassification": {"test.jsonl": [10, 12, 13, 19, 22, 28, 33, 41, 55, 59, 67, 69]},
     "Reranking": {
-        "test.jsonl": [[17, {"positive": [0], "negative": [0]}], [26, {"positive": [0], "negative": [1, 2]}],
+        "test.jsonl": [[17, {"positive": [0], "negative": [0]}], [26, {"positive": [0], "negative": [0, 1]}],
                        [52, {"positive": [0], "negative": [0, 1]}]]},
     "Retrieval": {
         "queries.jsonl": [2, 35, 45, 83, 99],
-        "corpus.jsonl": [16, 24, 57, 75, 82, 90, 143, 149, 153, 188, 190, 191, 202, 213, 215, 219, 221, 223,
-                         274, 308]},
+        "corpus.jsonl": [1, 16, 24, 57, 75, 82, 90, 143, 149, 153, 188, 190, 191, 202, 213, 215, 306, 376,
+                         449, 566]},
     "STS": {"test.jsonl": [1, 11, 22, 24, 26, 29, 35, 37, 46, 55, 59, 60]},
     "Summarization": {"test.jsonl": [[1, SUMMARIES], [3, SUMMARIES], [6, SUMMARIES]]},
     "Bitext": {"test.jsonl": [0, 23, 41, 60, 63, 68]},

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from answers import recorded
 from model import Embedder
 
-ROOT = Path(__file__).resolve().parents[3]
 BOS = 1
 
 AWKWARD = """\
@@ -33,11 +33,11 @@ Tiếng Việt có dấu thanh điệu: phở, bánh mì · İstanbul'da ılık 
 
 
 def multilingual_texts() -> list[str]:
-    """Sentences of every language in the committed mini benchmark, awkward ones, and mixtures of both."""
+    """Texts of every language among the recorded answers, awkward ones, and mixtures of both."""
     texts = set()
-    for path in sorted((ROOT / "data/mini").rglob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            texts |= {value for value in json.loads(line).values() if isinstance(value, str)}
+    for row in recorded():
+        if row["step"] == "generate" and row["params"].get("language") != "English":
+            texts |= {value for value in json.loads(row["response"]).values() if isinstance(value, str)}
     rng = random.Random(0)
     texts = rng.sample(sorted(texts), 300) + AWKWARD + ["", " ", "\n\n\n", "a\r\nb", "a" * 50]
     texts += [" " * n + "x" * (n % 2) for n in range(1, 60)]
