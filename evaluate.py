@@ -48,7 +48,7 @@ from plumbing.kmeans import kmeans
 from plumbing.logistic import logistic_regression
 from plumbing.ranks import end_ranks, print0, rank, start_ranks, world_size
 from plumbing.table import (averages, missing_parts, only_of_benchmark, print_estimate, print_score,
-                            print_table, read_benchmark)
+                            print_table, read_benchmark, read_recorded)
 from plumbing.tasks import (CATEGORIES, check_ids, check_task, document_text, find_tasks, look_up_ids,
                             read_distinct, read_queries, read_reranking, read_test, read_train_and_test)
 
@@ -509,6 +509,8 @@ def options(argv=None):
     add("--names", nargs="+", help="what to call them (default: the folders' names)")
     add("--tasks", nargs="+", default=["data/mini"], help="task folders, or folders that hold some")
     add("--benchmark", help="a list in prompts/tasks.json, as eng-v1: shows published scores, missing tasks")
+    add("--beside", type=Path, metavar="FILE",
+        help="recorded scores of other systems on the same tasks (tools/study/peers.py), for the table")
     add("--out", type=Path,
         help="write the scores as JSON. A log beside it, .tasks.jsonl, has each task's once it is done: the "
              "same command goes on from there")
@@ -562,12 +564,13 @@ def main(argv=None):
         check(not args.out.is_dir(), f"--out {args.out}: a folder; name a file in it")
     for task in tasks:                                       # and a bad row of the last task shows now
         check_task(task)
+    recorded = read_recorded(args.beside, tasks)
     with tempfile.TemporaryDirectory() as scratch:
         if len(args.dim) * len(args.quantize) > 1 and not args.cache:
             args.cache = Path(scratch)                       # a model embeds once for all combinations
         results = score_models(args, tasks, benchmark)
     print0()
-    print_table(results, benchmark)
+    print_table(results, benchmark, recorded)
     for note in sorted({task["note"] for task in tasks if "note" in task}):
         print0(note)
     end_ranks()

@@ -21,6 +21,14 @@ def hash_files(paths) -> str:
     return sha256(json.dumps(described).encode())
 
 
+def hash_of_task(task: dict) -> str:
+    """A hash of all that is scored: the description of the task, and its files."""
+    folder = task["folder"]
+    described = {key: value for key, value in task.items() if key != "folder"}
+    data = hash_files([*folder.glob("*.jsonl"), *folder.glob("qrels/*.tsv")])
+    return sha256(json.dumps([described, data], sort_keys=True).encode())
+
+
 class ScoreLog:
     """get and put scores by key. No path: nothing is kept. With several ranks, rank 0 reads and writes for
     all."""
@@ -38,11 +46,9 @@ class ScoreLog:
         """settings: what is JSON, and names the model and all flags that may change a score."""
         if self.file is None:                                        # no log, or not this rank's
             return ""
-        folder = task["folder"]
-        if folder not in self.data:                                  # hashed once for all models
-            self.data[folder] = hash_files([*folder.glob("*.jsonl"), *folder.glob("qrels/*.tsv")])
-        described = {key: value for key, value in task.items() if key != "folder"}
-        content = json.dumps([settings, described, self.data[folder], self.code], sort_keys=True)
+        if task["folder"] not in self.data:                          # hashed once for all models
+            self.data[task["folder"]] = hash_of_task(task)
+        content = json.dumps([settings, self.data[task["folder"]], self.code], sort_keys=True)
         return sha256(content.encode())
 
     def get(self, key: str) -> dict | None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from plumbing.errors import check
 from plumbing.files import read_json
+from plumbing.finished import hash_of_task
 from plumbing.ranks import print0
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "prompts" / "tasks.json"
@@ -88,6 +89,22 @@ def missing_parts(benchmark: dict, scored) -> tuple[list[str], list[str]]:
     return missing, incomplete
 
 
+# -------------------------------------------------------------------------------- scores of other systems
+
+def read_recorded(path: Path | None, tasks: list[dict]) -> dict[str, dict]:
+    """Scores that tools/study/peers.py recorded: {system: {"average", "categories", "tasks", "source"}}.
+
+    Raises UserError where they were made on other tasks, or on other versions of these.
+    """
+    if path is None:
+        return {}
+    recorded = read_json(path, {"systems": dict, "hashes": dict})
+    check(recorded["hashes"] == {task["name"]: hash_of_task(task) for task in tasks},
+          f"--beside {path}: made on other tasks, or on other versions of them: leave it out, or make it "
+          "anew with `python -m tools.study.peers`")
+    return recorded["systems"]
+
+
 # ------------------------------------------------------------------------------------------------- table
 
 def percent(score: float | None) -> str:
@@ -117,9 +134,11 @@ def print_score(name: str, metric: str, scores: dict, max_length: int, before=Fa
     print0(f"  {name}: {metric} {percent(scores['main_score'])} ({', '.join(notes)})")
 
 
-def print_table(results: dict[str, dict], benchmark: dict | None) -> None:
-    """Models side by side, scores times 100; with a benchmark, the published scores beside them."""
-    published = benchmark["published"] if benchmark else {}
+def print_table(results: dict[str, dict], benchmark: dict | None, recorded: dict = {}) -> None:
+    """Models side by side, scores times 100; beside them the published scores of a benchmark, or recorded
+    ones.
+    """
+    published = benchmark["published"] if benchmark else recorded
     names = [*results, *published]
     columns = [*results.values(), *published.values()]
     width = max(7, *map(len, names))
@@ -139,12 +158,15 @@ def print_table(results: dict[str, dict], benchmark: dict | None) -> None:
             line(f"= {category}", scores("categories", category))
     # A published average is over the whole benchmark, ours over the tasks that have a score.
     counts = [sum(score is not None for score in column["tasks"].values()) for column in results.values()]
-    counts += [len(benchmark["tasks"]) for _ in published]
+    if benchmark:
+        counts += [len(benchmark["tasks"]) for _ in published]
     same = len(set(counts)) == 1
     label = f"= Average of {counts[0]} tasks" if same else "= Average"
     line(label, [percent(column["average"]) for column in columns])
     if not same:
         line("  of so many tasks", counts)
+    for name, system in recorded.items():
+        print0(f"{name}: {system['source']}")
     if len(results) > 1:
         line("Bytes a vector", [column.get("bytes_per_vector", "") for column in columns])
     print_what_is_left_out(results)

