@@ -2,6 +2,7 @@
 
 For tools/study/reproduce.py; tools/data/clean.py does the clearing.
 """
+import random
 from pathlib import Path
 
 from plumbing.errors import check
@@ -14,6 +15,9 @@ from tools.study.subsets import file_hash
 PUBLIC_TYPES = {"multi30k_bitext": "bitext", "tanaka_enja": "bitext", "lafand_bitext": "bitext",
                 "snli_triplets": "sts", "wikisplit_sts": "sts", "asset_simplify": "sts",
                 "clinc150_intent": "long-short"}
+
+
+ALL_LANGUAGES = "all-languages"         # the whole synthetic file's name, beside that of one language
 
 
 def file_key(paths: list[Path]) -> str:
@@ -31,11 +35,11 @@ def in_language(path: Path, language: str, out: Path) -> Path:
 
 
 def prepare_data(synthetic: Path, public: Path | None, evaldata: Path, folder: Path,
-                 language: str | None = None) -> dict[str, dict]:
+                 language: str | None = None, all_languages=False) -> dict[str, dict]:
     """Clean each file into a folder, if that is not done: {name: {"file", "key", and the counts of clean}}.
 
     public: the folder of public pairs, if they are wanted; language: that of the synthetic examples to take,
-    if not all. Raises UserError.
+    if not all; all_languages: take all of them too, under that name. Raises UserError.
     """
     sources = {"synthetic": synthetic}
     if public:
@@ -43,6 +47,8 @@ def prepare_data(synthetic: Path, public: Path | None, evaldata: Path, folder: P
         check(len(sources) > 1, f"--traindata {public}: no .jsonl file in it")
     check(synthetic.is_file(), f"{synthetic}: no such file: `make data` writes it")
     folder.mkdir(parents=True, exist_ok=True)
+    if all_languages:
+        sources[ALL_LANGUAGES] = synthetic
     if language:
         sources["synthetic"] = in_language(synthetic, language, folder / "synthetic.in.jsonl")
     against = file_key(sorted(evaldata.rglob("*.jsonl")))
@@ -61,9 +67,29 @@ def prepare_data(synthetic: Path, public: Path | None, evaldata: Path, folder: P
     return {name: known[name] for name in sources}
 
 
+def draw_examples(info: dict, number: int) -> dict:
+    """So many examples of a cleaned file, drawn once: a smaller draw is part of a larger one.
+
+    info: the file, as prepare_data describes it. Returns the like for the drawn ones.
+    """
+    file = Path(info["file"])
+    lines = [line for _, line in read_lines(file)]
+    check(number <= len(lines), f"{file}: {len(lines)} examples, of which {number} cannot be drawn")
+    drawn = random.Random(0).sample(lines, len(lines))[:number]
+    out = file.with_name(f"{file.stem}.{number}.jsonl")
+    replace_file(out, lambda beside: beside.write_bytes(b"".join(drawn)))
+    return info | {"file": str(out), "kept": number}
+
+
 def mixture(data: str, files: dict[str, dict]) -> dict[str, float]:
-    """{file: share of it in each epoch}. Public files count alike, together as much as the synthetic set."""
-    public = {name: info["kept"] for name, info in files.items() if name != "synthetic" and info["kept"]}
+    """{file: share of it in each epoch}. Public files count alike, together as much as the synthetic set.
+
+    data: "synthetic", "public", "both" or "all-languages".
+    """
+    if data == ALL_LANGUAGES:
+        return {ALL_LANGUAGES: 1.0}
+    ours = ("synthetic", ALL_LANGUAGES)
+    public = {name: info["kept"] for name, info in files.items() if name not in ours and info["kept"]}
     each = files["synthetic"]["kept"] / max(1, len(public))
     shares = {"synthetic": 1.0} if data in ("synthetic", "both") else {}
     if data in ("public", "both"):

