@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 from plumbing.errors import Parser, check, command, positive
 from plumbing.files import read_json, read_jsonl, replace_file
-from tools.study.table import CATEGORIES
+from tools.study.table import EXAMPLES
 
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
          "axes.axisbelow": True, "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left"}
@@ -167,40 +167,87 @@ def draw_scores(args):
 
 
 def draw_study(args):
-    """The average and each category: a panel each on one scale, a bar a row, its spread over seeds on it."""
+    """The rows' averages as bars, in groups, and below them the average by the number of examples."""
     path = args.files[0]
     check(len(args.files) == 1, f"plot.py study: takes one study.json, not {len(args.files)}")
     study = read_json(path)
     rows = study.get("rows")
-    check(rows and all(isinstance(row, dict) and {"mean", "spread"} <= row.keys() for row in rows.values()),
+    check(rows and all(isinstance(row, dict) and {"mean", "spread", "what"} <= row.keys()
+                       for row in rows.values()),
           f"{path}: not a result of tools/study/reproduce.py")
-    places = range(len(rows))
-    names = [name if any(row["spread"].values()) else f"{name} *" for name, row in rows.items()]
-    size = 13, 2.6 + 0.4 * max(6, len(rows))
-    figure, axes = plt.subplots(2, 4, figsize=size, sharex=True, sharey=True, layout="constrained")
+    scored = {name: row for name, row in rows.items() if row["mean"].get("Average") is not None}
+    check(scored, f"{path}: no row has a score in each of the seven categories, and so an average")
+    by_number = {name: row for name, row in scored.items() if row.get("group") == EXAMPLES}
+    barred = {name: row for name, row in scored.items() if name not in by_number and name != "minilm"}
+    heights = [0.8 + 0.26 * len(barred), 2.6 if by_number else 0]
+    panels = 2 if by_number else 1
+    figure, axes = plt.subplots(panels, 1, figsize=(8.5, 0.7 + sum(heights)), squeeze=False,
+                                height_ratios=heights[:panels], layout="constrained")
+    axes = axes[:, 0]
     subset = (study.get("common") or {}).get("subset", "all")
-    figure.suptitle(f"Scores times 100 of the study's rows, by category; test sets: {subset}. Lines: one "
-                    "standard deviation over seeds, either way. *: one run, so no deviation. -: no score",
-                    x=0.01, ha="left", fontsize=10)
-    for number, (key, axis) in enumerate(zip(("Average", *CATEGORIES), axes.flat)):
-        scores = [row["mean"].get(key) for row in rows.values()]
-        scores = [None if score is None else 100 * score for score in scores]
-        spreads = [100 * (row["spread"].get(key) or 0) for row in rows.values()]
-        axis.barh(places, [score or 0 for score in scores], color="C1" if key == "Average" else "C0",
-                  xerr=spreads if any(spreads) else None, error_kw={"linewidth": 1})
-        for place, score, spread in zip(places, scores, spreads):    # a label to the right of bar and spread
-            axis.annotate("-" if score is None else f"{score:.1f}", (max(score or 0, 0) + spread, place),
-                          (4, 0), textcoords="offset points", va="center", fontsize=8)
-        axis.set_title("Average of the seven" if key == "Average" else key)
-        axis.margins(x=0.12)
-        axis.grid(axis="y", visible=False)
-        axis.spines["left"].set_visible(False)
-        axis.axvline(0, color="0.3", linewidth=0.8)
-        axis.tick_params(labelbottom=True, left=False)
-    axes[0, 0].set_yticks(places, names)
-    axes[0, 0].set_xticks(range(0, 101, 20))
-    axes[0, 0].invert_yaxis()                           # the first row on top, in every panel
+    figure.suptitle(f"Average of MTEB's seven categories, times 100, on the study's subset: {subset}\n"
+                    "Lines on bars: one standard deviation over seeds, either way. *: one run, so none",
+                    x=0.01, ha="left", fontsize=9)
+    draw_rows(axes[0], barred)
+    if by_number:
+        draw_by_number(axes[1], by_number, scored)
+    for axis, line in zip(axes, ("axvline", "axhline")):
+        if "minilm" in scored:
+            value = 100 * scored["minilm"]["mean"]["Average"]
+            getattr(axis, line)(value, color="C3", linestyle="--", linewidth=1)
+            corner = {"axvline": (value, 1.01), "axhline": (0.005, value)}[line]
+            where = axis.get_xaxis_transform() if line == "axvline" else axis.get_yaxis_transform()
+            side = "right" if line == "axvline" else "left"
+            axis.annotate(f"all-MiniLM-L6-v2 {value:.1f}", corner, (0, 3), xycoords=where, color="C3",
+                          textcoords="offset points", fontsize=8, ha=side)
     return figure
+
+
+def average(row: dict) -> tuple[float, float]:
+    """(average, standard deviation over seeds) of a row of the study, times 100."""
+    return 100 * row["mean"]["Average"], 100 * (row["spread"].get("Average") or 0)
+
+
+def draw_rows(axis, rows: dict[str, dict]) -> None:
+    """A bar a row, one colour and a gap for each group of rows that are compared."""
+    groups = list(dict.fromkeys(row.get("group", "") for row in rows.values()))
+    places = []
+    for row in rows.values():
+        places.append(len(places) + 0.5 * groups.index(row.get("group", "")))
+    values = [average(row) for row in rows.values()]
+    colours = [f"C{groups.index(row.get('group', '')) % 10}" for row in rows.values()]
+    axis.barh(places, [mean for mean, _ in values], color=colours, alpha=0.75)
+    for place, (mean, spread), row in zip(places, values, rows.values()):
+        if spread:
+            axis.errorbar(mean, place, xerr=spread, color="0.2", linewidth=1, capsize=2)
+        trained = len(row.get("runs", ())) == 1 and row.get("examples")
+        axis.annotate(f"{mean:.1f}{' *' if trained else ''}", (max(mean, 0) + spread, place), (4, 0),
+                      textcoords="offset points", va="center", fontsize=8)
+    axis.set_yticks(places, [row["what"] for row in rows.values()], fontsize=8)
+    axis.invert_yaxis()                                 # the first row on top
+    axis.set_xlim(min(0, *(mean for mean, _ in values)), 80)
+    axis.grid(axis="y", visible=False)
+    axis.tick_params(left=False)
+
+
+def draw_by_number(axis, rows: dict[str, dict], scored: dict[str, dict]) -> None:
+    """Two curves over the number of examples: at the same number of steps, and at two epochs."""
+    everything = {"steps": scored.get("synthetic"), "epochs": None}
+    for number, (kind, label) in enumerate((("steps", "as many steps"), ("epochs", "two epochs"))):
+        chosen = [row for name, row in rows.items() if name.startswith(kind)]
+        chosen += [row for row in [everything[kind]] if row]
+        if chosen:
+            counts = [row["examples"] for row in chosen]
+            values = [average(row) for row in chosen]
+            axis.errorbar(counts, [mean for mean, _ in values], [spread for _, spread in values],
+                          marker="o", color=f"C{number}", capsize=2, label=label)
+    counts = sorted({row["examples"] for row in [*rows.values(), scored.get("synthetic")] if row})
+    axis.set_xscale("log")
+    axis.set_xticks(counts, [f"{count:,}" for count in counts])
+    axis.minorticks_off()
+    axis.set_title("How many synthetic examples does it take?")
+    axis.set_xlabel("synthetic examples")
+    axis.legend(frameon=False, loc="lower right", fontsize=8)
 
 
 DRAW = {"train": (draw_train, "runs, or their log.jsonl"), "data": (draw_data, "report.json of generate.py"),

@@ -18,6 +18,12 @@ def result(average, **categories):
     return {"average": average, "categories": categories, "tasks": {}, "details": {}}
 
 
+def study_row(what, average, spread=None, group="others", examples=0):
+    runs = {"0": {}} if spread is None else {"0": {}, "1": {}}
+    return {"what": what, "group": group, "examples": examples, "runs": runs,
+            "mean": {"Average": average, "STS": 0.5}, "spread": {"Average": spread}}
+
+
 @pytest.fixture
 def files(tmp_path):
     """A run of 40 steps, a report, and two result files that share a model's name."""
@@ -29,9 +35,14 @@ def files(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     (tmp_path / "a.json").write_text(json.dumps({"base": result(0.25, STS=0.5, Retrieval=None)}))
     (tmp_path / "b.json").write_text(json.dumps({"base": result(0.75, STS=0.8, Bitext=0.7)}))
-    rows = {"base": {"mean": {"Average": 0.4, "STS": -0.05}, "spread": {"Average": None, "STS": None}},
-            "ours": {"mean": {"Average": 0.6, "STS": 0.7}, "spread": {"Average": 0.02, "STS": 0.01}},
-            "bm25": {"mean": {"Average": None, "Retrieval": 0.5}, "spread": {}}}
+    rows = {
+        "base": study_row("untrained", -0.05, group="untrained"),
+        "synthetic": study_row("synthetic", 0.6, 0.02, "data", 400),
+        "public": study_row("public", 0.5, None, "data", 300),
+        "bm25": study_row("BM25", None),
+        "steps-100": study_row("100 examples", 0.4, None, "number of examples", 100),
+        "epochs-100": study_row("100 examples", 0.3, None, "number of examples", 100),
+        "minilm": study_row("MiniLM", 0.7)}
     (tmp_path / "study.json").write_text(json.dumps({"rows": rows}))
     return tmp_path
 
@@ -92,21 +103,22 @@ def test_a_negative_score_has_its_bar_and_its_label(files):
     assert axis.get_yticks()[0] == -60
 
 
-def test_a_study_has_a_panel_a_category_and_a_bar_a_row(files):
-    axes = draw("study", files / "study.json").axes
-    panels = {axis.get_title(loc="left"): axis for axis in axes}
-    assert len(panels) == 8
-    assert [t.get_text() for t in axes[0].get_yticklabels()] == ["base *", "ours", "bm25 *"]
-    assert bar_labels(panels["Average of the seven"]) == ["40.0", "60.0", "-"]
-    assert bar_labels(panels["STS"]) == ["-5.0", "70.0", "-"]
-    assert bar_labels(panels["Retrieval"]) == ["-", "-", "50.0"]
-    spread = next(c for c in panels["STS"].containers if isinstance(c, ErrorbarContainer)).lines[2][0]
-    assert [x for x, _ in spread.get_segments()[1]] == pytest.approx([69, 71])
-    bottom, top = axes[0].get_ylim()
+def test_a_study_has_a_bar_a_row_and_a_curve_by_the_number_of_examples(files):
+    bars, curves = draw("study", files / "study.json").axes
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["untrained", "synthetic", "public"]
+    assert [bar.get_width() for bar in bars.patches] == pytest.approx([-5, 60, 50])
+    assert bars.get_xlim()[0] <= -5
+    bottom, top = bars.get_ylim()
     assert bottom > top                                                         # the first row on top
-    assert len({axis.get_xlim() for axis in axes}) == 1 and axes[0].get_xlim()[0] < -5
-    title = axes[0].figure.get_suptitle()
-    assert title.startswith("Scores times 100") and "standard deviation" in title and "*: one run" in title
+    texts = {text.get_text() for text in [*bars.texts, *curves.texts]}
+    assert {"-5.0", "60.0", "50.0 *", "all-MiniLM-L6-v2 70.0"} <= texts
+    spread, = (container for container in bars.containers if isinstance(container, ErrorbarContainer))
+    assert [x for x, _ in spread.lines[2][0].get_segments()[0]] == pytest.approx([58, 62])
+    drawn = {container.get_label(): container.lines[0] for container in curves.containers}
+    assert drawn["as many steps"].get_xydata().tolist() == [[100, 40], [400, 60]]
+    assert drawn["two epochs"].get_xydata().tolist() == [[100, 30]]
+    title = bars.figure.get_suptitle()
+    assert "times 100" in title and "standard deviation" in title and "*: one run" in title
 
 
 def test_pictures_are_written_where_they_belong(files, monkeypatch, capsys):

@@ -35,13 +35,12 @@ from plumbing.tasks import find_tasks
 from tools import plot
 from tools.study import peers, subsets
 from tools.study.data import ALL_LANGUAGES, draw_examples, file_key, mixture, prepare_data
-from tools.study.table import collect, summarize, table
+from tools.study.table import EXAMPLES, collect, summarize, table
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ("--batch-size 16 --max-length 64 --lr 1.5e-3 --warmup-steps 20 --both-sides --batches homogeneous "
           "--lora-dropout 0 --epochs 5 --max-steps 240 --tokens-per-chunk 2048 --keep-tokens 32768")
 
-EXAMPLES = "number of examples"
 COUNTS = 250, 500, 1000, 2000
 TWO_EPOCHS = "--epochs 2 --max-steps 1000 --warmup-steps 5"
 
@@ -273,7 +272,8 @@ def main(argv=None) -> None:
         mixed = mixture(row.data, its_files) if trained else {}
         settings = {"common": {key: value for key, value in common.items()
                                if trained or key not in ("recipe", "language")},
-                    "row": {key: value for key, value in asdict(row).items() if key not in ("what", "group", "main")},
+                    "row": {key: value for key, value in asdict(row).items()
+                            if key not in ("what", "group", "main")},
                     "data": {part: [files[part]["key"], share] for part, share in mixed.items()}}
         old = study["rows"].get(name, {"runs": {}})["runs"]
         same = {key: run for key, run in old.items() if run["settings"] == settings}

@@ -11,6 +11,7 @@ COUNTS = ("examples", "near-duplicates", "contaminated", "kept")                
 SHORT = {"Classification": "Class", "Clustering": "Clust", "PairClassification": "Pair",
          "Reranking": "Rerank", "Retrieval": "Retr", "Summarization": "Summ", "BitextMining": "Bitext"}
 OLD = " †"
+EXAMPLES = "number of examples"                      # the group of rows that a picture draws as a curve
 
 
 def summarize(scores: dict[str, float | None], kinds: dict[str, str]) -> dict[str, float | None]:
