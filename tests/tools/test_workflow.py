@@ -49,7 +49,7 @@ def house(tmp_path, monkeypatch):
         put(tmp_path / name, STAND_IN)
     for name in ("model.py", "data/recorded.jsonl.gz", "data/mini/sts/task.json", "requirements.txt"):
         put(tmp_path / name, "{}")
-    for layers in ("-l20", "-l8", ""):
+    for layers in ("-l6", "-l8", ""):
         put(tmp_path / f"models/smollm2-135m{layers}/config.json", "{}")
     shutil.copytree(ROOT / "prompts", tmp_path / "prompts")
     for name in (*workflow.DEFAULTS, "VENV", "PYTHON", "MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL"):
@@ -82,18 +82,17 @@ def commands(capsys, *words) -> list[str]:
 # ------------------------------------------------------------------------------- what is typed, what is run
 
 REPLAY = "generate.py --replay data/recorded.jsonl.gz --out data/synthetic.jsonl"
-TRAIN = "train.py --base models/smollm2-135m-l20 --data data/synthetic.jsonl --out runs/"
-RECIPE = ("--warmup-steps 20 --batch-size 16 --max-length 64 --lr 1.5e-3 --lora-dropout 0 --both-sides "
-          "--batches homogeneous --epochs 3 --max-steps 140 --dtype bfloat16 --tokens-per-chunk 2048 "
-          "--keep-tokens 16384")
+TRAIN = "train.py --base models/smollm2-135m-l6 --data data/synthetic.jsonl --out runs/"
+RECIPE = (f"--warmup-steps 20 {workflow.DEMO.format(steps=workflow.STEPS, dtype='bfloat16')}")
 DEMO = f"demo --resume {RECIPE} --overwrite"
-FLOAT32 = RECIPE.replace("140", "70").replace("bfloat16", "float32")
+FLOAT32 = RECIPE.replace("bfloat16", "float32")
 PIP = "-m pip --disable-pip-version-check --quiet install"
 PYARROW = f"{PIP} pyarrow==26.0.1"
 PUBLIC_SETS = [PYARROW, "-m tools.data.public_data --out data/public"]
 LISTED = "data/public/flags"                             # stands for its lines, as long as it is not there
-EVAL = "evaluate.py models/smollm2-135m-l20 runs/demo --names base trained --tasks"
-SHORT = "--dtype bfloat16 --max-length 96"
+EVAL = "evaluate.py models/smollm2-135m-l6 runs/demo --names base trained --tasks"
+SHORT = "--dtype bfloat16 --max-length 128"
+BESIDE = "--beside results/peers_mini.json"
 
 
 @pytest.mark.parametrize("typed, expected", [
@@ -109,15 +108,15 @@ SHORT = "--dtype bfloat16 --max-length 96"
     ("data PUBLIC=only", PUBLIC_SETS),
     ("train", [REPLAY, TRAIN + DEMO]),
     ("train DTYPE=float32", [REPLAY, f"{TRAIN}demo --resume {FLOAT32} --overwrite"]),
-    ("train LAYERS=8", [REPLAY, TRAIN.replace("l20", "l8") + DEMO]),
-    ("train LAYERS=all", [REPLAY, TRAIN.replace("-l20", "") + DEMO]),
-    ("train BASE=models/smollm2-135m-l8", [REPLAY, TRAIN.replace("l20", "l8") + DEMO]),
+    ("train LAYERS=8", [REPLAY, TRAIN.replace("l6", "l8") + DEMO]),
+    ("train LAYERS=all", [REPLAY, TRAIN.replace("-l6", "") + DEMO]),
+    ("train BASE=models/smollm2-135m-l8", [REPLAY, TRAIN.replace("l6", "l8") + DEMO]),
     ("train RUN=mine", [REPLAY, f"{TRAIN}mine --resume {RECIPE}"]),                # overwritten by nobody
     ("train INIT=data/adapter",
      [REPLAY, f"{TRAIN}demo --resume {RECIPE} --init-adapter data/adapter --overwrite"]),
-    ("train LLM=some-model",                                                       # not there yet: 140 steps
+    ("train LLM=some-model",                                                       # not there yet: as many steps
      ["generate.py --model some-model --out data/llm.jsonl",
-      (TRAIN + f"llm --resume {RECIPE}").replace("synthetic", "llm").replace("steps 20", "steps 14")]),
+      (TRAIN + f"llm --resume {RECIPE}").replace("synthetic", "llm").replace("steps 20", f"steps {workflow.STEPS // 10}", 1)]),
     ("train PRESET=paper", [REPLAY, f"{TRAIN}paper --resume"]),
     ("train PRESET=paper RUN=big BASE=owner/name",
      [REPLAY, "-m tools.models.fetch owner/name models/owner/name",
@@ -127,20 +126,20 @@ SHORT = "--dtype bfloat16 --max-length 96"
     ("train PRESET=paper PUBLIC=only",
      [*PUBLIC_SETS, TRAIN.replace("data/synthetic.jsonl", LISTED) + "public --resume"]),
     ("eval", [REPLAY, TRAIN + DEMO,
-              f"{EVAL} data/mini --out results/demo.json --dtype bfloat16 --max-length 96"]),
-    ("bench", [REPLAY, "-m tools.bench.train models/smollm2-135m-l20 --data data/synthetic.jsonl "
+              f"{EVAL} data/mini --out results/demo.json {SHORT} {BESIDE}"]),
+    ("bench", [REPLAY, "-m tools.bench.train models/smollm2-135m-l6 --data data/synthetic.jsonl "
                "--batch-size 64 --max-length 128 --steps 6 --rounds 3 --tokens-per-chunk 2048 "
                "--variants stock tokens sorted sorted-tokens",
-               "-m tools.bench.eval models/smollm2-135m-l20"]),
+               "-m tools.bench.eval models/smollm2-135m-l6"]),
 ])
 def test_a_typed_line_runs_these_commands(house, capsys, typed, expected):
     assert commands(capsys, *typed.split()) == expected
 
 
 @pytest.mark.parametrize("typed, expected", [
-    ([], f"data/mini --out results/demo.json {SHORT}"),
-    (["PRESET=paper", "RUN=demo"], "data/mini --out results/demo.json"),
-    (["EVAL_FLAGS=--dim 256"], f"data/mini --out results/demo.json {SHORT} --dim 256"),
+    ([], f"data/mini --out results/demo.json {SHORT} {BESIDE}"),
+    (["PRESET=paper", "RUN=demo"], f"data/mini --out results/demo.json {BESIDE}"),
+    (["EVAL_FLAGS=--dim 256"], f"data/mini --out results/demo.json {SHORT} {BESIDE} --dim 256"),
     (["TASKS=data/mini tools/"], f"data/mini tools/ --out results/demo-mini-tools.json {SHORT}"),
     (["TASKS=SciFact"], "data/mteb/SciFact --out results/demo-SciFact.json --dtype bfloat16"),
     (["TASKS=SciFact STS12"],
@@ -174,7 +173,7 @@ def test_public_sets_are_trained_on_with_their_shares(house, capsys):
 
 
 @pytest.mark.parametrize("lines, typed, warmup", [
-    (2000, "", 14),                                   # 140 steps
+    (2000, "", workflow.STEPS // 10),
     (160, "", 3),                                     # 3 epochs of 10
     (20, "", 0),
     (160, "DTYPE=float32", 3),
@@ -266,8 +265,8 @@ def test_a_run_is_scored_as_it_is_beside_its_own_base(house, capsys):
     calls("train", "LAYERS=8")
     assert commands(capsys, "eval")[0].startswith("evaluate.py models/smollm2-135m-l8 runs/demo")
     assert commands(capsys, "eval", "LAYERS=8")[0].startswith("evaluate.py models/smollm2-135m-l8 runs/demo")
-    assert "runs/demo was trained on models/smollm2-135m-l8, not on models/smollm2-135m-l20" in complaint(
-        capsys, workflow.main, "eval", "LAYERS=20")
+    assert "runs/demo was trained on models/smollm2-135m-l8, not on models/smollm2-135m-l6" in complaint(
+        capsys, workflow.main, "eval", "LAYERS=6")
 
 
 def test_a_run_that_was_stopped_is_scored_with_a_word(house, capsys):
