@@ -28,6 +28,7 @@ What it leaves to plumbing/, because none of it is the method:
     ledger.py     keeps the answers and the budget, in a folder named like --out without .jsonl
     pools.py      keeps the tasks of step 1, and the settings with which the run was begun
     answers.py    finds the JSON in an answer and repairs it
+    remembered.py spares a rerun what was done before
     texts.py      tells whether a text is fit to be trained on; refusals.py, whether it is an LLM's "no"
     report.py     counts, and estimates what a run will cost
 """
@@ -65,6 +66,7 @@ from plumbing.ledger import ANSWER, Ledger, model_price, model_share, read_rows
 from plumbing.pools import (check_settings, freeze_generation, last_pools, read_generations,
                             requests_covered)
 from plumbing.refusals import is_refusal
+from plumbing.remembered import remembered
 from plumbing.report import Counts, estimate, print_report
 from plumbing.texts import (MAX_CHARS, bad_characters, contains_label, is_code, normalize, repetitive,
                             wrong_script)
@@ -495,7 +497,14 @@ def report(args, prompts, ledger=None) -> None:
     ledger: of the run that has just ended; without it the books are read anew.
     """
     source = args.replay or args.folder / "raw.jsonl"
-    counts = write_examples(read_answers(source, prompts, log=not args.replay), prompts, args.out)
+
+    def read_all():
+        return write_examples(read_answers(source, prompts, log=not args.replay), prompts, args.out)
+
+    # Half a million answers take a minute. If they, prompts/, the code and --out are as they were after the
+    # last report, its counts hold.
+    counts = remembered(args.folder / "remembered/examples.json", [source], [prompts, bool(args.replay)],
+                        read_all, args.out)
     counts["ledger"] = {}
     if not args.replay:
         ledger = ledger or Ledger(args.folder, args.prices, read_only=True)

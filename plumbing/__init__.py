@@ -19,6 +19,7 @@
     ledger      a live run's folder: what was asked, answered and paid
     pools       the settings and tasks that decide a run's requests
     answers     what an LLM wrote -> an object, a list of tasks, or the reason why not
+    remembered  what was made of large files, for the rerun
     texts       is a text fit to be trained on?
     refusals    how LLMs say no, in eighteen languages
     report      counts beside the paper's; tokens, money and time before a run

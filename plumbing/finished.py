@@ -8,17 +8,11 @@ key.
 import json
 from pathlib import Path
 
-from plumbing.files import append, file_sha256, open_log, read_jsonl, sha256
+from plumbing.files import append, open_log, read_jsonl, sha256
 from plumbing.ranks import agree, rank
+from plumbing.remembered import hash_code, hash_files
 
-ROOT = Path(__file__).resolve().parents[1]
 LINE = {"key": str, "model": str, "task": str, "scores": dict}
-
-
-def hash_files(paths) -> str:
-    """A hash of the files' names and contents."""
-    described = [[path.name, file_sha256(path)] for path in sorted(paths)]
-    return sha256(json.dumps(described).encode())
 
 
 def hash_of_task(task: dict) -> str:
@@ -37,7 +31,7 @@ class ScoreLog:
         self.scores, self.file, self.data = {}, None, {}
         if path is None:
             return
-        self.code = hash_files([ROOT / "evaluate.py", ROOT / "model.py", *(ROOT / "plumbing").glob("*.py")])
+        self.code = hash_code("evaluate.py", "model.py")
         if rank() == 0:
             self.file = open_log(path)                               # a line torn by a kill is dropped
             self.scores = {row["key"]: row["scores"] for row in read_jsonl(path, LINE, log=True)}

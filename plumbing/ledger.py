@@ -7,6 +7,7 @@ It exists so that no answer is paid for twice and no budget is passed, whatever 
     raw.jsonl       each answer as it came, with finish_reason and usage, flushed before anything reads it
     truncated.jsonl answers that were asked for again with more room (--again-truncated); paid all the same
     batches/        what waits at a provider's batch API: asked, and not asked again
+    remembered/     what was made of these files, for the rerun: see plumbing/remembered.py
     lock            held by the one process that may write
 
 An answer in raw.jsonl is never asked for again. A try with neither an answer nor a refusal may have been
@@ -28,6 +29,7 @@ from plumbing import batches
 from plumbing.errors import UserError, blame, check
 from plumbing.files import (append, fields, open_log, parse_line, read_jsonl, read_lines, read_located,
                             replace_file)
+from plumbing.remembered import remembered
 
 ANSWER = {"id": (int, str), "step": str, "type": str, "params": dict, "response": str}    # for a replay
 PAID = {"model": str, "usage": dict}               # in raw.jsonl besides
@@ -169,6 +171,16 @@ class Ledger:
 
     def read_books(self):
         """Take up the answers on disk, and find the tries that may have been paid for without one."""
+        logs = [self.folder / name for name in ("raw.jsonl", "started.jsonl", "truncated.jsonl")]
+        books = remembered(self.folder / "remembered/books.json", logs, None, self.read_logs)
+        self.answered, self.brainstorms = set(books["answered"]), dict(books["brainstorms"])
+        self.spent, self.lost = (Counter({(model, side): number for model, side, number in books[name]})
+                                 for name in ("spent", "lost"))
+        self.tries_lost, self.usage_estimated = books["tries_lost"], books["usage_estimated"]
+        self.set_aside = books["set_aside"]
+
+    def read_logs(self) -> dict:
+        """The books from the logs, as JSON."""
         ended = Counter()                          # id -> tries that ended with an answer or a refusal
         aside = self.answers_set_aside()
         self.set_aside = len(aside)
@@ -191,10 +203,17 @@ class Ledger:
                 continue
             fields(row, self.folder / "started.jsonl", TRY)
             tries, _ = most.get(row["id"], (0, None))
-            most[row["id"]] = tries + 1, tokens_of(row["model"], row["tokens_in"], row["tokens_out"])
+            most[row["id"]] = tries + 1, (row["model"], row["tokens_in"], row["tokens_out"])
         for key, (tries, tokens) in most.items():
             for _ in range(tries - ended[key]):
-                self.count_lost(tokens)
+                self.count_lost(tokens_of(*tokens))
+        return {"answered": list(self.answered),
+                "brainstorms": list(self.brainstorms.items()),
+                "spent": [[*key, number] for key, number in self.spent.items()],
+                "lost": [[*key, number] for key, number in self.lost.items()],
+                "tries_lost": self.tries_lost,
+                "usage_estimated": self.usage_estimated,
+                "set_aside": self.set_aside}
 
     # -------------------------------------------------------------------- truncated answers, asked again
 
@@ -277,7 +296,8 @@ class Ledger:
 
     def count_usage(self, row: dict) -> None:
         usage = row["usage"]
-        self.spent.update(tokens_of(row["model"], usage["prompt_tokens"], usage["completion_tokens"]))
+        self.spent[row["model"], "in"] += usage["prompt_tokens"]
+        self.spent[row["model"], "out"] += usage["completion_tokens"]
         if "estimated" in usage:
             self.usage_estimated += 1
 

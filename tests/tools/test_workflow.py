@@ -401,7 +401,8 @@ def test_clean_takes_what_was_made_and_nothing_else(clone):
                                        "results/study.json", "results/mine.json")]
     make()
     made = [clone / name for name in ("results/demo-SciFact.json", "data/synthetic/report.json",
-                                      ".hypothesis/x", ".pytest_cache/x")]
+                                      "data/synthetic/remembered/examples.json", ".hypothesis/x",
+                                      ".pytest_cache/x")]
     for path in kept + made:
         if not path.exists():
             put(path, "")
