@@ -491,11 +491,8 @@ def read_answers(path, prompts, log=True):
         yield row
 
 
-def report(args, prompts, ledger=None) -> None:
-    """Rebuild --out from all answers, print the report and write it. Needs neither network nor lock.
-
-    ledger: of the run that has just ended; without it the books are read anew.
-    """
+def report(args, prompts) -> None:
+    """Rebuild --out from all answers, print the report and write it. Needs neither network nor lock."""
     source = args.replay or args.folder / "raw.jsonl"
 
     def read_all():
@@ -507,8 +504,7 @@ def report(args, prompts, ledger=None) -> None:
                         read_all, args.out)
     counts["ledger"] = {}
     if not args.replay:
-        ledger = ledger or Ledger(args.folder, args.prices, read_only=True)
-        counts["ledger"] = ledger.summary()
+        counts["ledger"] = Ledger(args.folder, args.prices, read_only=True).summary()
         pools = last_pools(read_generations(args.folder))
         counts["pool"] = {kind: len(tasks) for kind, tasks in pools.items()}
     write_json(args.folder / "report.json", counts)
@@ -535,7 +531,7 @@ def main(argv=None):
         ask_for_examples(client, prompts, generations, args)     # step 2
     only_brainstorms = len(ledger.answered) == len(ledger.brainstorms)
     if not only_brainstorms:
-        report(args, prompts, ledger)
+        report(args, prompts)
     return ledger.exit_code                                # 1 if requests are left without an answer
 
 

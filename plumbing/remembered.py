@@ -2,8 +2,8 @@
 
 To read half a million answers takes a minute; to hash them, half a second. So whoever works something out
 of files keeps it with a hash of all that may change it: what stands in the files, the settings, the code,
-Python. The same hash means the same result; with any other one the work is done anew. Dates and sizes are not
-asked: a file that was put back from a copy is the file that it was.
+Python. The same hash means the same result; with any other one the work is done anew. Dates and sizes have
+no say: a file that was put back from a copy is the file that it was.
 
 Deleting what is kept costs time and nothing else.
 """
