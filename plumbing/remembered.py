@@ -60,7 +60,7 @@ def read_kept(path: Path) -> dict:
         kept = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return kept if isinstance(kept, dict) and "value" in kept else {}
+    return kept if isinstance(kept, dict) else {}
 
 
 def hash_output(path: Path | None) -> str | None:
