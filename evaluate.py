@@ -328,7 +328,7 @@ def score_reranking(task, encoder):
 
 
 def score_retrieval(task, encoder):
-    """nDCG@10 of the documents nearest to each query by cosine."""
+    """nDCG@10 of the documents nearest to each query by cosine, as in Table 1."""
     queries, qrels = read_queries(task)                                  # qrels: query id -> {id: grade}
     runs, unknown, repeated = search_corpus(task, encoder, queries, qrels)
     ndcg, reciprocal_rank, recall, average_precision = [], [], [], []

@@ -175,7 +175,7 @@ def draw(rng, choices):
 
 
 def request_at(i, seed, prompts, generations, models) -> dict:
-    """Request i of step 2. For example
+    """Request i of step 2; types and languages have the paper's shares (section 4.1). For example
 
     {"id": 7, "step": "generate", "type": "sts", "model": "gpt-4o-mini",
      "params": {"unit": "phrase", "high_score": 4.5, "low_score": 3, ..., "language": "Thai"}}
@@ -217,7 +217,7 @@ def brainstorm_at(kind, k, seed, prompts, models) -> dict:
 # type's pool does not depend on which came first.
 
 def brainstorm(client, prompts, args) -> list:
-    """Ask until each asymmetric type's pool is complete, then freeze the pools as a generation.
+    """Section 3.1, step 1: ask until each asymmetric type's pool is complete, then freeze the pools.
 
     Returns all generations. One of an earlier run is never touched: if it serves n requests, none is added.
     """
@@ -385,7 +385,7 @@ def make_example(row, prompts) -> tuple[dict, str]:
     """One answer -> (training example, how clean the answer was: see plumbing.answers.parse_object).
 
     row: {"id", "type", "params", "response"} and, from live servers, "finish_reason".
-    Raises plumbing.answers.Reject, whose text is the reason.
+    Raises plumbing.answers.Reject, whose text is the reason; section 3.1 has fewer of them.
     """
     kind = row["type"]
     keys = prompts["task_types"][kind]["keys"]             # of query, positive and, mostly, hard negative

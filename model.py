@@ -43,7 +43,8 @@ def instruct(prompt: str, text: str) -> str:
 
 
 def embed_one(decoder, tokenizer, text: str, prompt: str = "") -> torch.Tensor:
-    """The whole idea, for one text -> [D]. `Embedder` adds batches, a limit to the length, GPUs."""
+    """The whole idea (section 3.2), for one text -> [D]. `Embedder` adds batches, a limit to the length,
+    GPUs."""
     ids = tokenizer.encode(instruct(prompt, text), add_special_tokens=False).ids
     ids = [decoder.config.bos_token_id, *ids, decoder.config.eos_token_id]
     hidden = decoder(torch.tensor([ids]))            # [1, T, D]
@@ -343,7 +344,7 @@ def length_chunks(lengths: list[int], tokens_per_chunk: int) -> list[list[int]]:
 
 
 def pool(hidden, lengths, pooling: str):
-    """Hidden states [B, T, D], real lengths [B] -> [B, D]: the state at EOS, or a mean (ablation)."""
+    """Hidden states [B, T, D], real lengths [B] -> [B, D]: the state at EOS, or a mean (Table 5)."""
     if pooling == "last":
         texts = torch.arange(len(lengths), device=hidden.device)
         return hidden[texts, lengths - 1]
@@ -389,7 +390,7 @@ class Embedder:
         device: CUDA where there is one. dtype: float32 on a CPU; on a GPU bfloat16, or float16 where it
         lacks that. max_length: as an exported folder says, else 512. pooling: as the run or the export says,
         else "last". overrides: fields of Config in place of the file's, such as rope_theta=1e5 for longer
-        texts (section 4.4). Raises UserError.
+        texts (section 5.2). Raises UserError.
         """
         folder, adapter = find_model(path, adapter)
         pooling = pooling or stored_pooling(adapter or folder) or "last"
@@ -420,7 +421,7 @@ class Embedder:
         return self.decoder.norm.weight.device
 
     def tokenize(self, texts: list[str], prompt: str | list[str] = "") -> list[list[int]]:
-        """[BOS] + text[:room] + [EOS]: at most max_length ids a text.
+        """[BOS] + text[:room] + [EOS], at most max_length ids a text (section 3.2).
 
         prompt: the instruction, one for all texts or one a text; "" for documents. We append EOS ourselves,
         after the cut. Most tokenizer files add BOS at best, and a vector read at another token is silently

@@ -40,7 +40,8 @@ from plumbing.run import Run
 # ------------------------------------------------------------------------------------------------ the loss
 
 def info_nce(queries, documents, targets, temperature: float, valid=None, margin=None):
-    """Eq. 2 and 3: the mean over queries of -log softmax(cosine / temperature) at the query's own positive.
+    """Eq. 2 and 3 (section 3.2): the mean over queries of -log softmax(cosine / temperature) at the own
+    positive.
 
     queries [Q, D] and documents [M, D]: unit rows. targets [Q]: the column of each query's positive. valid
     [Q, M] bool: the documents that count for a query. margin: leave out negatives whose cosine is above the
@@ -144,7 +145,8 @@ def seed_chunk(*key: int) -> None:
 
 
 def cached_gradients(embed, chunks: list[Chunk], vectors, loss, kept=0, key=(0,), scale=1.0):
-    """Add to .grad the gradient of loss(vectors [N, D]), with one chunk's graph in memory at a time.
+    """Add to .grad the gradient of loss(vectors [N, D]), with one chunk's graph in memory at a time: by
+    that, section 4.2's batch of 2,048 fits on one GPU.
 
     embed: token ids of n texts -> [n, D], in train mode. vectors: zeros [N, D]; they are filled here.
     kept: so many of the first chunks keep their graph. key: (seed, step, rank), from which dropout is
@@ -206,7 +208,7 @@ def plan_epoch(examples, batch_size: int, homogeneous: bool, seed: int, epoch: i
     """
     rng = np.random.default_rng((seed, epoch))
     chosen = []
-    for file, share in enumerate(examples.shares):           # of each file its share, drawn at each epoch
+    for file, share in enumerate(examples.shares):       # of each file its share (Table 14), drawn anew
         numbers = rng.permutation(np.flatnonzero(examples.files == file))
         chosen.append(numbers[:math.ceil(share * len(numbers))])
     chosen = rng.permutation(np.concatenate(chosen))
@@ -325,7 +327,7 @@ def batches_ahead(examples, plan: list, first: int, tokenize, args):
 # ------------------------------------------------------------------------------------------------ one step
 
 def learning_rate(step: int, steps: int, args) -> float:
-    """Linear up to --lr over the warm-up, then linear down, to 0 after the last. step counts from 0.
+    """Linear up to --lr over the warm-up, then down, to 0 after the last (appendix A). step counts from 0.
 
     >>> from types import SimpleNamespace
     >>> [learning_rate(step, 6, SimpleNamespace(lr=1.0, warmup_steps=2)) for step in range(6)]

@@ -6,6 +6,7 @@
     bench       speed and memory, beside the usual libraries and on a GPU
     study       the paper's claims in small
 
-workflow.py is what `make base`, `data`, `train`, `eval` and `bench` run. embed.py (vectors and search from
-the shell) and plot.py (pictures) also run by path: `python tools/embed.py`.
+workflow.py is what `make base`, `data`, `train`, `eval`, `tour` and `bench` run; tour.py shows one example's
+life. embed.py (vectors and search from the shell) and plot.py (pictures) also run by path: `python
+tools/embed.py`.
 """

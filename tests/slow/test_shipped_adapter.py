@@ -1,8 +1,15 @@
 """data/adapter on the base it was trained for."""
+import re
+import shutil
+
+import pytest
 import torch
 
 from model import Embedder
+from plumbing.files import read_json
 from scripts import ROOT, run_tool
+
+FLOAT = re.compile(r"-?\d+\.\d{4,}")
 
 
 def test_the_shipped_adapter_finds_what_is_asked(tmp_path):
@@ -25,3 +32,20 @@ def test_the_shipped_adapter_finds_what_is_asked(tmp_path):
         scores = queries @ embedder.encode(list(pairs.values())).T
         right[adapter is not None] = (scores.argmax(1) == torch.arange(len(pairs))).sum().item()
     assert right[True] >= 5 and right[False] <= 2
+
+
+def test_readme_shows_what_the_tour_prints(tmp_path):
+    """Text exactly; numbers but for the last digits, in which CPUs differ."""
+    adapter = tmp_path / "data" / "adapter"
+    shutil.copytree(ROOT / "data" / "adapter", adapter)
+    base = read_json(adapter / "adapter_config.json")["base_model_name_or_path"]
+    done = run_tool("models.smollm2", tmp_path / base, "--layers", base.rpartition("-l")[2])
+    assert done.returncode == 0, done.stderr
+    done = run_tool("tour", "--model", adapter)
+    assert done.returncode == 0, done.stderr
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"```\n(1\. A task.*?)\n```", readme, re.DOTALL)[1]
+    printed = done.stdout.strip("\n")
+    assert FLOAT.sub("#", block).split() == FLOAT.sub("#", printed).split()
+    shown, made = (list(map(float, FLOAT.findall(text))) for text in (block, printed))
+    assert made == pytest.approx(shown, rel=5e-4, abs=2e-4)

