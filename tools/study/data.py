@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from plumbing.errors import check
-from plumbing.files import (parse_line, read_json, read_jsonl, read_lines, replace_file, sha256, write_json,
+from plumbing.files import (read_json, read_jsonl, read_lines, replace_file, sha256, write_json,
                             write_jsonl)
 from tools.data import clean
 from tools.study.subsets import file_hash
@@ -25,15 +25,6 @@ def file_key(paths: list[Path]) -> str:
     return sha256(lines.encode())[:16]
 
 
-def in_language(path: Path, language: str, out: Path) -> Path:
-    """Write the examples of one language to `out`. Raises UserError where there are none."""
-    lines = [line for number, line in read_lines(path)
-             if parse_line(line, f"{path}:{number}").get("language") == language]
-    check(lines, f"--language {language}: no example of {path} is")
-    replace_file(out, lambda beside: beside.write_bytes(b"".join(lines)))
-    return out
-
-
 def prepare_data(synthetic: Path, public: Path | None, evaldata: Path, folder: Path,
                  language: str | None = None, all_languages=False) -> dict[str, dict]:
     """Clean each file into a folder, if that is not done: {name: {"file", "key", and the counts of clean}}.
@@ -49,16 +40,17 @@ def prepare_data(synthetic: Path, public: Path | None, evaldata: Path, folder: P
     folder.mkdir(parents=True, exist_ok=True)
     if all_languages:
         sources[ALL_LANGUAGES] = synthetic
-    if language:
-        sources["synthetic"] = in_language(synthetic, language, folder / "synthetic.in.jsonl")
     against = file_key(sorted(evaldata.rglob("*.jsonl")))
     known = read_json(folder / "report.json") if (folder / "report.json").exists() else {}
     for name, path in sources.items():
         out, key = folder / f"{name}.jsonl", f"{file_key([path])} {against}"
+        wanted = language if name == "synthetic" else None
+        if wanted:
+            key += f" {wanted}"
         if known.get(name, {}).get("key") == key and out.exists():
             continue
         print(f"cleaning {path}", flush=True)
-        report = clean.clean(path, out, [evaldata])
+        report = clean.clean(path, out, [evaldata], language=wanted)
         report.pop("samples")                                         # texts of the sets: not to be spread
         if name in PUBLIC_TYPES:
             write_jsonl(out, ({**row, "type": PUBLIC_TYPES[name]} for row in read_jsonl(out)))

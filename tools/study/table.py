@@ -7,7 +7,7 @@ import statistics
 from plumbing.tasks import CATEGORIES as NAMES
 
 CATEGORIES = tuple(name for kind, name in NAMES.items() if kind != "bitext")       # those of the average
-COUNTS = ("examples", "near-duplicates", "contaminated", "kept")                   # as data/clean.py reports
+COUNTS = "examples", "other languages", "near-duplicates", "contaminated", "kept"   # as clean.py reports
 SHORT = {"Classification": "Class", "Clustering": "Clust", "PairClassification": "Pair",
          "Reranking": "Rerank", "Retrieval": "Retr", "Summarization": "Summ", "BitextMining": "Bitext"}
 OLD = " †"
@@ -62,7 +62,8 @@ def table(study: dict) -> str:
         lines += ["", f"{OLD} made with other settings than the last run's: run it again to compare."]
     language = f"; synthetic examples in {common['language']} alone" if common["language"] else ""
     lines += ["", f"Recipe: `{common['recipe']}`{language}", "",
-              "| training data | read | near-duplicates | in a test set | kept |", "|---|--:|--:|--:|--:|"]
-    lines += [f"| {name} | " + " | ".join(str(info[key]) for key in COUNTS) + " |"
+              "| training data | read | in other languages | near-duplicates | in a test set | kept |",
+              "|---|--:|--:|--:|--:|--:|"]
+    lines += [f"| {name} | " + " | ".join(str(info.get(key, 0)) for key in COUNTS) + " |"
               for name, info in study["data"].items()]
     return "\n".join(lines) + "\n"

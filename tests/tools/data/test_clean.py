@@ -143,6 +143,16 @@ def test_shared_runs_go_and_short_or_common_texts_stay(tmp_path):
     assert sum(query.startswith("s") for query in kept) == 100 and "thank you" in kept
 
 
+def test_one_language_can_be_kept(tmp_path):
+    rows = [example("one") | {"language": "English"}, example("twee") | {"language": "Dutch"},
+            example("three") | {"language": "English-Dutch"}, example("four")]
+    report, kept = run(tmp_path, rows, language="English")
+    assert kept == ["one"] and report["other languages"] == 3 and report["examples"] == 4
+    done = run_tool("data.clean", tmp_path / "in.jsonl", "--out", tmp_path / "latin.jsonl", "--language", "Latin")
+    assert done.returncode == 2 and "--language Latin: no example of" in done.stderr
+    assert not (tmp_path / "latin.jsonl").exists()
+
+
 def test_the_recorded_examples_are_clean_of_the_mini_benchmark(tmp_path):
     subprocess.run([sys.executable, ROOT / "generate.py", "--replay", ROOT / "data/recorded.jsonl.gz",
                     "--out", tmp_path / "s.jsonl"], check=True, stdout=subprocess.DEVNULL)

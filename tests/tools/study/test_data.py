@@ -1,22 +1,29 @@
 """tools/study/data.py: which examples a study trains on."""
 import json
+import shutil
 
 import pytest
 
 from plumbing.errors import UserError
+from scoring import MINI
 from tools.study import data
 
 
-def test_one_language_can_be_chosen(tmp_path):
-    rows = [{"query": q, "language": language} for q, language in (("a", "English"), ("b", "Dutch"))]
+def test_one_language_can_be_chosen_beside_all(tmp_path):
+    rows = [{"query": q, "pos": [f"{q} is this"], "language": language}
+            for q, language in (("a", "English"), ("b", "Dutch"))]
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    out = data.in_language(tmp_path / "all.jsonl", "Dutch", tmp_path / "dutch.jsonl")
-    assert [json.loads(line)["query"] for line in open(out)] == ["b"]
+    shutil.copytree(MINI / "STS", tmp_path / "sets/STS")
+
+    def prepare(language):
+        return data.prepare_data(tmp_path / "all.jsonl", None, tmp_path / "sets", tmp_path / "data", language,
+                                 all_languages=True)
+    for language, query in (("Dutch", "b"), ("English", "a")):                    # another one is made anew
+        files = prepare(language)
+        assert [json.loads(line)["query"] for line in open(files["synthetic"]["file"])] == [query]
+        assert files["synthetic"]["other languages"] == 1 and files["all-languages"]["kept"] == 2
     with pytest.raises(UserError, match="--language Latin: no example"):
-        data.in_language(tmp_path / "all.jsonl", "Latin", out)
-    (tmp_path / "broken.jsonl").write_text("{}\n{broken\n")
-    with pytest.raises(UserError, match="broken.jsonl:2: not JSON"):
-        data.in_language(tmp_path / "broken.jsonl", "Dutch", out)
+        prepare("Latin")
 
 
 def test_public_files_count_alike_and_balance_the_synthetic_set():
