@@ -47,7 +47,7 @@ ENGLISH = "data/english.jsonl"              # of SYNTHETIC the part that the dem
 DEMO = ("--batch-size 16 --max-length 48 --lr 1.5e-3 --pooling weighted-mean --lora-dropout 0 --both-sides "
         "--batches homogeneous --epochs 3 --max-steps {steps} --dtype {dtype} --tokens-per-chunk 2048 "
         "--keep-tokens 32768")
-STEPS = 160
+STEPS = 140
 PEERS = "results/peers_mini.json"           # scores of other systems on data/mini
 # What the demo says at its end.
 CLOSING = """
@@ -401,7 +401,7 @@ def evaluate(typed: Variables) -> None:
     if typed["PRESET"] == "demo":
         arguments += ["--dtype", number_format(typed)]
     if typed["PRESET"] == "demo" and not names:
-        arguments += ["--max-length", 128]
+        arguments += ["--max-length", 96]
     if tasks == ["data/mini"]:
         arguments += ["--beside", PEERS]
     arguments += typed.words("EVAL_FLAGS")

@@ -96,7 +96,7 @@ PYARROW = f"{PIP} pyarrow==26.0.1"
 PUBLIC_SETS = [PYARROW, "-m tools.data.public_data --out data/public"]
 LISTED = "data/public/flags"                             # stands for its lines, as long as it is not there
 EVAL = "evaluate.py models/smollm2-135m-l6 runs/demo --names base trained --tasks"
-SHORT = "--dtype bfloat16 --max-length 128"
+SHORT = "--dtype bfloat16 --max-length 96"
 BESIDE = "--beside results/peers_mini.json"
 
 
