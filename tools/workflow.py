@@ -360,6 +360,13 @@ def own_base(typed: Variables, folder: Path) -> str:
     return own
 
 
+def own_pooling(folder: Path) -> list[str]:
+    """The base is pooled as the run is, or the gain would be part of the pooling's."""
+    config = folder / "config.json"
+    pooling = read_json(config).get("pooling", "last") if config.exists() else "last"
+    return [] if pooling == "last" else ["--pooling", pooling]
+
+
 def public_names(typed: Variables) -> list[str]:
     """What TASKS names that is no folder: tasks of prompts/tasks.json, or one benchmark."""
     tasks = typed.words("TASKS")
@@ -398,6 +405,7 @@ def evaluate(typed: Variables) -> None:
     suffix = "" if tasks == ["data/mini"] else "".join(f"-{Path(task).name}" for task in tasks)
     output = Path("results", f"{folder.relative_to('runs')}{suffix}.json")
     arguments = ["evaluate.py", model, folder, "--names", "base", "trained", *flags, "--out", output]
+    arguments += own_pooling(folder)
     if typed["PRESET"] == "demo":
         arguments += ["--dtype", number_format(typed)]
     if typed["PRESET"] == "demo" and not names:

@@ -274,6 +274,12 @@ def test_a_run_is_scored_as_it_is_beside_its_own_base(house, capsys):
         capsys, workflow.main, "eval", "LAYERS=6")
 
 
+def test_the_base_is_pooled_as_the_run_is(house, capsys):
+    calls("train", "RUN=mean")
+    put(house / "runs/mean/config.json", '{"base": "models/smollm2-135m-l6", "pooling": "mean"}')
+    assert " --pooling mean " in commands(capsys, "eval", "RUN=mean")[-1]
+
+
 def test_a_run_that_was_stopped_is_scored_with_a_word(house, capsys):
     calls("train", "RUN=mine")
     (house / "runs/mine/.finished").unlink()
