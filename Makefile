@@ -11,7 +11,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 # beside another busy process do a tenth of their work.
 export GOMP_SPINCOUNT ?= 3000
 
-.PHONY: all setup base data train eval test test-all bench clean help
+.PHONY: all setup base data train eval tour test test-all bench clean help
 .NOTPARALLEL:
 
 all: setup base data train eval  ## (default) everything below, in this order: about 14 minutes on 2 cores
@@ -21,8 +21,9 @@ base: setup  ## get the base model: BASE=owner/name takes any from the hub
 data: setup  ## write the training data: recorded answers, or a live server's with LLM=model-name N=requests
 train: setup  ## train the adapter in runs/RUN; PRESET=paper is the paper's recipe, for a GPU
 eval: setup  ## score base and trained model; TASKS=folders or names of public tasks
+tour: setup  ## one example's life, from the prompt to a search, in real values; EXAMPLE=id
 bench: $(VENV)/.installed-dev  ## speed beside sentence-transformers + peft, in one run: half an hour
-base data train eval bench:
+base data train eval tour bench:
 	@$(PY) -m tools.workflow $@
 
 test: $(VENV)/.installed-dev  ## the tests that fit in 8 minutes

@@ -1,4 +1,4 @@
-"""tools/workflow.py: what `make base`, `make data`, `make train`, `make eval` and `make bench` run.
+"""tools/workflow.py: what `make base`, `data`, `train`, `eval`, `tour` and `bench` run.
 
     make train BASE=owner/name PRESET=paper
     python -m tools.workflow train BASE=owner/name PRESET=paper   # the same: make passes on what is typed
@@ -31,6 +31,7 @@ DEFAULTS = {
     "INIT": "",                 # train on from this adapter; data/adapter is the shipped one
     "RUN": "",                  # a name: the run is runs/RUN (default: the preset's, or that of DATA)
     "TASKS": "data/mini",       # test sets: folders, or tasks or one benchmark of prompts/tasks.json
+    "EXAMPLE": "",              # the recorded answer that `make tour` follows, by its id
     "DTYPE": "",                # the demo's number format (default: bfloat16 on a CPU that multiplies it)
     "DATA_FLAGS": "",           # more flags for generate.py
     "TRAIN_FLAGS": "",          # more flags for train.py
@@ -422,6 +423,12 @@ def evaluate(typed: Variables) -> None:
         say(CLOSING.format(steps=STEPS, python=python_here(), run=folder))
 
 
+def tour(typed: Variables) -> None:
+    get_base(typed)
+    example = ["--example", typed["EXAMPLE"]] if typed["EXAMPLE"] else []
+    run(typed, "-m", "tools.tour", *example)
+
+
 def bench(typed: Variables) -> None:
     model, data = get_base(typed), get_data(typed)
     flags = ("--batch-size 64 --max-length 128 --steps 6 --rounds 3 --tokens-per-chunk 2048 "
@@ -432,7 +439,8 @@ def bench(typed: Variables) -> None:
 
 # --------------------------------------------------------------------------------------------------- main
 
-TARGETS = {"base": base, "data": get_data, "train": train, "eval": evaluate, "bench": bench}
+TARGETS = {"base": base, "data": get_data, "train": train, "eval": evaluate, "tour": tour,
+           "bench": bench}
 
 
 def main(argv=None) -> None:

@@ -132,6 +132,8 @@ BESIDE = "--beside results/peers_mini.json"
      [*PUBLIC_SETS, PAPER.replace("data/synthetic.jsonl", LISTED) + "public --resume"]),
     ("eval", [*DATA, TRAIN + DEMO,
               f"{EVAL} data/mini --out results/demo.json {SHORT} {BESIDE}"]),
+    ("tour", ["-m tools.tour"]),
+    ("tour EXAMPLE=4", ["-m tools.tour --example 4"]),
     ("bench", [*DATA, "-m tools.bench.train models/smollm2-135m-l6 --data data/english.jsonl "
                "--batch-size 64 --max-length 128 --steps 6 --rounds 3 --tokens-per-chunk 2048 "
                "--variants stock tokens sorted sorted-tokens",
