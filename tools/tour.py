@@ -121,7 +121,8 @@ def show_tokens(embedder: Embedder, ids: list[int], what: str) -> None:
     """Token ids with their texts; in the middle of a long one, ids alone."""
     config = embedder.decoder.config
     special = {config.bos_token_id: "BOS", config.eos_token_id: "EOS"}
-    words = [f"{i} {special.get(i) or quoted(embedder.tokenizer.decode([i]))}" for i in ids]
+    texts = [quoted(embedder.tokenizer.decode([i])).replace(" ", "·") for i in ids]
+    words = [f"{i} {special.get(i, text)}" for i, text in zip(ids, texts)]
     if len(words) > 20:
         words = [*words[:10], *map(str, ids[10:-4]), *words[-4:]]
     show(f"{what}, {len(ids)}: {', '.join(words)}", further=" " * 8)
@@ -148,7 +149,7 @@ def losses_of(vectors, batch: train.Batch, temperature: float) -> tuple[float, l
 
 
 def columns(values, form: str) -> str:
-    return "".join(f"{format(value, form):>9}" for value in values)
+    return "".join(f"{format(value, form):>10}" for value in values)
 
 
 def show_batch(trained: Embedder, untrained: Embedder, examples: Examples, chosen: list[int], args) -> None:
@@ -211,7 +212,7 @@ def show_search(trained: Embedder, untrained: Embedder, examples: Examples, firs
     relevance = {str(list(documents).index((train.document_instruction(own, args), own["pos"][0]))): 1}
 
     title(f"9. A search in {len(texts)} {own['type']} documents; nDCG@10: 1 / log2(1 + the positive's rank)")
-    print(f"    {'cosines':12}{'lowest':>9}{'median':>9}{'highest':>9}"
+    print(f"    {'cosines':12}{'lowest':>10}{'median':>10}{'highest':>10}"
           f"{'positive':>10}{'rank':>7}{'nDCG@10':>10}")
     for name, embedder in {"untrained": untrained, "trained": trained}.items():
         query = embedder.encode([own["query"]], train.with_instruction(own, args.instruction)[0])
@@ -228,7 +229,7 @@ def show_search(trained: Embedder, untrained: Embedder, examples: Examples, firs
 
 def main(argv=None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--example", default="566", metavar="ID", help="of an answer to a request of step 2")
+    parser.add_argument("--example", default="2648", metavar="ID", help="of an answer to a request of step 2")
     parser.add_argument("--answers", type=Path, default="data/recorded.jsonl.gz",
                         help="recorded answers, or a run's raw.jsonl")
     parser.add_argument("--model", type=Path, default="data/adapter", help="a run or an adapter")
