@@ -29,7 +29,7 @@ from tools.workflow import DEMO
 
 BATCH = 4                             # queries: a loss that can be checked by hand
 SEARCHED = 50                         # examples whose documents the query is searched among
-WIDTH = 105
+WIDTH = 115
 
 
 # ---------------------------------------------------------------------------------------------- printing
@@ -122,7 +122,7 @@ def show_tokens(embedder: Embedder, ids: list[int], what: str) -> None:
     config = embedder.decoder.config
     special = {config.bos_token_id: "BOS", config.eos_token_id: "EOS"}
     texts = [quoted(embedder.tokenizer.decode([i])).replace(" ", "·") for i in ids]
-    words = [f"{i} {special.get(i, text)}" for i, text in zip(ids, texts)]
+    words = [f"{i}={special.get(i, text)}" for i, text in zip(ids, texts)]
     if len(words) > 20:
         words = [*words[:10], *map(str, ids[10:-4]), *words[-4:]]
     show(f"{what}, {len(ids)}: {', '.join(words)}", further=" " * 8)
@@ -229,7 +229,7 @@ def show_search(trained: Embedder, untrained: Embedder, examples: Examples, firs
 
 def main(argv=None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--example", default="2648", metavar="ID", help="of an answer to a request of step 2")
+    parser.add_argument("--example", default="2648", metavar="ID", help="of a request of step 2, answered")
     parser.add_argument("--answers", type=Path, default="data/recorded.jsonl.gz",
                         help="recorded answers, or a run's raw.jsonl")
     parser.add_argument("--model", type=Path, default="data/adapter", help="a run or an adapter")

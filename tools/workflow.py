@@ -52,9 +52,10 @@ STEPS = 140
 PEERS = "results/peers_mini.json"           # scores of other systems on data/mini
 # What the demo says at its end.
 CLOSING = """
-What the numbers mean: 100 is perfect, and the average is over the eight tasks. `base` is the model as it was
-built, `trained` the same after {steps} steps on examples that an LLM wrote, of other tasks than these. MiniLM
-is an embedder that many use. An LLM wrote the test sets, too: they compare models, and are not MTEB's scores.
+What the numbers mean: 100 is perfect, and the average is over the eight tasks. `base` is the model as it
+was built, `trained` the same after {steps} steps on examples that an LLM wrote, of other tasks than these.
+MiniLM is an embedder that many use. An LLM wrote the test sets, too: they compare models, and are not
+MTEB's scores.
 
 Next:
   {python} tools/embed.py search {run} --docs README.md "how do I train on my own data"
