@@ -135,10 +135,11 @@ def seventh_type(base, folder):
     message = generate.render(prompts, drawn[0])
     for key in keys:
         check(f'"{key}"' in message, f'prompts/{kind}.txt does not ask for "{key}"')
-    texts = ["Read a file line by line", "for (;;) { if (!read(f)) break; n += 1; }",
+    texts = ["Как прочитать файл построчно?",            # code may stand under a question in any language
+             "for (;;) { if (!read(f)) break; n += 1; }",
              "for (;;) { if (!seek(f)) break; m -= 2; }"][:len(keys)]
     row = {**drawn[0], "response": json.dumps(dict(zip(keys, texts)))}
-    row["params"]["language"] = "English"
+    row["params"]["language"] = "Russian"
     example, _ = generate.make_example(row, prompts)
     found = [example["query"], *example["pos"], *example["neg"]]
     check(example["type"] == kind and found == texts, f"an answer became {example}")

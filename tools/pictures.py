@@ -89,7 +89,7 @@ FLOW = [
         ("code", "brainstorm()",
          ["step 1: the LLM lists", "tasks, such as “given a", "question, find answers”"]),
         ("code", "ask_for_examples()",
-         ["step 2: one message, of", "request_at(i), render();", "it writes one example"]),
+         ["step 2: request_at(i) and", "render() make a message,", "the LLM an example"]),
         ("code", "make_example()",
          ["an answer's JSON becomes", "a line; what is unfit to", "be trained on is rejected"]),
     ]),
