@@ -502,4 +502,4 @@ class Embedder:
     def save_adapter(self, folder, dtype=torch.float32) -> None:
         """Write PEFT's adapter_config.json and adapter_model.safetensors."""
         described = {"base_model_name_or_path": self.base, **self.decoder.lora}
-        save_adapter(Path(folder), self.decoder.lora_parameters(), described, dtype)
+        save_adapter(Path(folder), self.decoder.lora_parameters(), described, self.pooling, dtype)

@@ -222,12 +222,15 @@ def fill_lora(parameters: dict, tensors: dict, file: Path) -> None:
             parameter.copy_(tensors[name])
 
 
-def save_adapter(folder: Path, parameters: dict, described: dict, dtype=torch.float32) -> None:
-    """Write PEFT's two files. described: the content of adapter_config.json."""
+def save_adapter(folder: Path, parameters: dict, described: dict, pooling: str, dtype=torch.float32) -> None:
+    """Write PEFT's two files. described: the content of adapter_config.json.
+
+    PEFT knows nothing of pooling, so it stands in the header of the tensors' file, where it stays with them.
+    """
     tensors = {f"base_model.model.{name}.weight": parameter.detach().to("cpu", dtype).contiguous()
                for name, parameter in parameters.items()}
     replace_file(folder / "adapter_model.safetensors",
-                 lambda path: save_file(tensors, path, {"format": "pt"}))
+                 lambda path: save_file(tensors, path, {"format": "pt", "pooling": pooling}))
     write_text(folder / "adapter_config.json", json.dumps(described, indent=2))
 
 
@@ -278,7 +281,8 @@ def stored_pooling(folder: Path) -> str | None:
     if (folder / "modules.json").exists():
         check_modules(folder / "modules.json", read_list(folder / "modules.json"))
     if not exported.exists():
-        return read_json(run).get("pooling") if run.exists() else None
+        pooling = read_json(run).get("pooling") if run.exists() else None
+        return pooling or adapter_pooling(folder / "adapter_model.safetensors")
     described = read_json(exported)
     check_known(exported, described, POOLING)
     mode = described.get("pooling_mode")         # newer files name one mode, older ones have a flag for each
@@ -291,6 +295,14 @@ def stored_pooling(folder: Path) -> str | None:
     check(known == ["last"] or described.get("include_prompt") in (None, True),
           f"{exported}: include_prompt false: a mean without the instruction's tokens is not supported here")
     return known[0]
+
+
+def adapter_pooling(file: Path) -> str | None:
+    """What save_adapter noted in the file's header; None where there is no file, or PEFT wrote it."""
+    if not file.exists():
+        return None
+    with open_safetensors(file) as stored:
+        return (stored.metadata() or {}).get("pooling")
 
 
 def stored_max_length(folder: Path) -> int | None:

@@ -375,6 +375,11 @@ def test_a_run_finds_its_base_and_gives_the_trained_vectors(folder, tmp_path):
         assert again.encode(TEXTS).equal(wanted)
     assert relative(Embedder.load(folder, device="cpu").encode(TEXTS), wanted) > 0.01
     refused("a second one", Embedder.load, tmp_path / "run", adapter=tmp_path / "run")
+    trained.pooling = "weighted-mean"                # an adapter that is copied without its run keeps it
+    trained.save_adapter(tmp_path / "run")
+    for again in (Embedder.load(tmp_path / "run", device="cpu"),
+                  Embedder.load(folder, adapter=tmp_path / "run", device="cpu")):
+        assert again.encode(TEXTS).equal(trained.encode(TEXTS)) and again.pooling == "weighted-mean"
     (tmp_path / "run/config.json").write_text('{"pooling": "mean"}')
     assert Embedder.load(tmp_path / "run", device="cpu").pooling == "mean"
 

@@ -64,6 +64,8 @@ class Row:
 ROWS = {
     "base-30": Row("untrained", "base", "untrained, all 30 layers"),
     "base-cut": Row("untrained", "base", "untrained, the first layers that the others train"),
+    "base-weighted-mean": Row("untrained", "base", "untrained, the same layers, weighted-mean pooling",
+                              scoring="--pooling weighted-mean"),
     "synthetic": Row("data", "train", "synthetic examples only", main=True),
     "all-languages": Row("data", "train", "synthetic, all 92 languages", "all-languages", main=True),
     "public": Row("data", "train", "public labelled pairs only", "public", main=True),
@@ -175,11 +177,15 @@ class Prefixed:
         return self.embedder.encode(texts, **settings)
 
 
+def scoring_flags(row: Row, max_length: int) -> argparse.Namespace:
+    """evaluate.py's flags for a row."""
+    return evaluate.options(["model", "--max-length", str(max_length), *shlex.split(row.scoring)])
+
+
 def score(embedder, tasks: list[dict], row: Row, max_length: int) -> dict[str, float | None]:
     """Main score of each task, as evaluate.py has it."""
-    flags = evaluate.options(["model", "--max-length", str(max_length), *shlex.split(row.scoring)])
     embedder = Prefixed(embedder) if row.prefix else embedder
-    encoder = evaluate.Encoder(embedder, flags)
+    encoder = evaluate.Encoder(embedder, scoring_flags(row, max_length))
     scores = {}
     for task in tasks:
         embedder.prefix = PREFIXES.get(task["kind"], "")              # only Prefixed looks at it
@@ -230,7 +236,9 @@ def run_row(name: str, seed: int, flags: list[str], tasks, args, max_length: int
     else:
         model = base_of(name, args)
     if row.kind != "minilm":
-        embedder = Embedder.load(model, device=args.device, dtype=args.dtype, max_length=max_length)
+        pooling = scoring_flags(row, max_length).pooling
+        embedder = Embedder.load(model, device=args.device, dtype=args.dtype, max_length=max_length,
+                                 pooling=pooling)
     return {"model": str(model), "scores": score(embedder, tasks, row, max_length)}
 
 
