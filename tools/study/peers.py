@@ -122,7 +122,7 @@ def main(argv=None) -> None:
     parser = Parser(description="Record scores of all-MiniLM-L6-v2 and BM25, for evaluate.py --beside.")
     parser.add_argument("tasks", nargs="+", help="task folders, or folders that hold some")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--max-length", type=positive(int), default=96, help="tokens of a text, as the demo's")
+    parser.add_argument("--max-length", type=positive(int), default=96, help="tokens of a text")
     args = parser.parse_args(argv)
     tasks = find_tasks(args.tasks)
     kinds = {task["name"]: CATEGORIES[task["kind"]] for task in tasks}
