@@ -14,7 +14,7 @@ export GOMP_SPINCOUNT ?= 3000
 .PHONY: all setup base data train eval tour test test-all bench clean help
 .NOTPARALLEL:
 
-all: setup base data train eval  ## (default) everything below, in this order: about 14 minutes on 2 cores
+all: setup base data train eval  ## (default) everything below, in this order: 3 to 12 minutes on 2 cores
 
 setup: $(VENV)/.installed  ## make the virtual environment with the five run-time packages
 base: setup  ## get the base model: BASE=owner/name takes any from the hub

@@ -345,7 +345,7 @@ def train(typed: Variables) -> None:
     arguments = ["train.py", "--base", model, *data, "--out", folder, "--resume", *flags]
     title = f"train: {model} on {' '.join(files)} -> {folder}"
     if typed["PRESET"] == "demo":
-        title += ": about 10 minutes on 2 cores"
+        title += ": 1 to 6 minutes on 2 cores"
     run_unless_done(typed, title, arguments, map(path_of, files), folder, folder / ".finished")
 
 
