@@ -2,6 +2,7 @@
 # targets and variables. Variables go on the command line:
 #     make train BASE=mistralai/Mistral-7B-v0.1 PRESET=paper RUN=paper
 # Which commands are run, and which need not be, is worked out in tools/workflow.py.
+# Written for macOS's GNU make 3.81 and awk as well, and for any /bin/sh.
 PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
@@ -43,7 +44,7 @@ $(VENV)/.installed: requirements.txt
 	@$(HAS_PIP) || test ! -e $(VENV) || test -e $(VENV)/pyvenv.cfg || \
 		{ echo "make: $(VENV) is there, but no virtual environment: remove it, or VENV=another" >&2; exit 2; }
 	@$(HAS_PIP) || $(PYTHON) -m venv --clear $(VENV)
-	$(PIP) install -r requirements.txt
+	@$(PY) -m tools.workflow setup
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt

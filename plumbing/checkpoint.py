@@ -222,6 +222,15 @@ def fill_lora(parameters: dict, tensors: dict, file: Path) -> None:
             parameter.copy_(tensors[name])
 
 
+def save_tensors(tensors: dict, path: Path, **metadata: str) -> None:
+    """A safetensors file with the mode of any other new file. save_file alone would make it the owner's
+    only, and a server that runs as another user could not read a model."""
+    path.touch()
+    mode = path.stat().st_mode                                                # what the umask leaves of 0666
+    save_file(tensors, path, {"format": "pt", **metadata})
+    path.chmod(mode)
+
+
 def save_adapter(folder: Path, parameters: dict, described: dict, pooling: str, dtype=torch.float32) -> None:
     """Write PEFT's two files. described: the content of adapter_config.json.
 
@@ -230,7 +239,7 @@ def save_adapter(folder: Path, parameters: dict, described: dict, pooling: str, 
     tensors = {f"base_model.model.{name}.weight": parameter.detach().to("cpu", dtype).contiguous()
                for name, parameter in parameters.items()}
     replace_file(folder / "adapter_model.safetensors",
-                 lambda path: save_file(tensors, path, {"format": "pt", "pooling": pooling}))
+                 lambda path: save_tensors(tensors, path, pooling=pooling))
     write_text(folder / "adapter_config.json", json.dumps(described, indent=2))
 
 

@@ -17,9 +17,8 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from plumbing.checkpoint import fill_lora, open_safetensors
+from plumbing.checkpoint import fill_lora, open_safetensors, save_tensors
 from plumbing.errors import UserError, check
 from plumbing.examples import SCHEMA
 from plumbing.files import parse_line, read_json, replace_file, write_json, write_text
@@ -175,7 +174,7 @@ class Run:
                 tensors[f"{name}/{key}"] = value.cpu().contiguous()
         state = json.dumps({"step": self.step, "scaler": self.scaler.state_dict()})
         replace_file(self.folder / "checkpoint.safetensors",
-                     lambda path: save_file(tensors, path, {"state": state}))
+                     lambda path: save_tensors(tensors, path, state=state))
         self.embedder.save_adapter(self.folder)
 
     def load(self) -> None:

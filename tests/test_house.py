@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = ("model.py", "train.py", "generate.py", "evaluate.py")
@@ -78,8 +79,13 @@ def test_plumbing_lists_its_files():
 
 def test_requirements_are_the_five():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    names = {re.split("[=<>]", line)[0] for line in lines if line and not line.startswith("#")}
+    wanted = [Requirement(line) for line in lines if not line.startswith("#")]
+    names = {one.name for one in wanted if not one.marker or one.marker.evaluate()}
     assert names == RUNTIME - {"urllib3"}
+    too_old = [one for one in wanted if one.marker]                # pip can't get it, and says its name
+    for version, refused in (("3.8", True), ("3.10", True), ("3.11", False), ("3.13", False)):
+        assert any(one.marker.evaluate({"python_version": version}) for one in too_old) is refused
+    assert all("3.11-or-newer" in one.url for one in too_old)
 
 
 @pytest.mark.parametrize("name", ["README.md", "troubleshooting.md", "results/README.md"])

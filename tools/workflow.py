@@ -1,4 +1,4 @@
-"""tools/workflow.py: what `make base`, `data`, `train`, `eval`, `tour` and `bench` run.
+"""tools/workflow.py: what `make setup`, `base`, `data`, `train`, `eval`, `tour` and `bench` run.
 
     make train BASE=owner/name PRESET=paper
     python -m tools.workflow train BASE=owner/name PRESET=paper   # the same: make passes on what is typed
@@ -10,11 +10,14 @@ the same command has ended well on the same files before; a stamp near the outpu
 import itertools
 import math
 import os
+import platform
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from plumbing.errors import Parser, UserError, at_least_0, check, command, positive
@@ -36,6 +39,7 @@ DEFAULTS = {
     "DATA_FLAGS": "",           # more flags for generate.py
     "TRAIN_FLAGS": "",          # more flags for train.py
     "EVAL_FLAGS": "",           # more flags for evaluate.py
+    "TORCH": "",                # setup: what pip takes for torch (default: without a GPU, the CPU build)
     "DRY_RUN": "",              # 1: only show the commands
 }
 CHOICES = {"PRESET": ("demo", "paper"), "PUBLIC": ("", "1", "only"),
@@ -131,6 +135,58 @@ def run_unless_done(typed: Variables, title: str, arguments: list, inputs, outpu
 
 def install(typed: Variables, *requirements) -> None:
     run(typed, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", *requirements)
+
+
+# ----------------------------------------------------------------------------------------------- packages
+
+HEAVY = "torch comes with CUDA for Linux: about 4.8 GB on the disk, its libraries included"
+NO_GPU = f"""\
+{HEAVY}, and there is no NVIDIA GPU here.
+    The CPU build takes a fifth of that, but pip finds none where it looks. To have it: Ctrl-C, and then
+        make setup PIP_EXTRA_INDEX_URL=ADDRESS
+    with the address that PyTorch's page on installing shows for Linux, Pip and CPU. TORCH=torch goes on
+    without this word."""
+
+
+def has_gpu() -> bool:
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
+
+
+def installed(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def setup(typed: Variables) -> None:
+    """The run-time packages. Of torch's builds for Linux, the CPU's where that is enough and pip knows one.
+
+    pip has no word for "without CUDA": that build is another version, 2.13.0+cpu, which the index that pip
+    asks by default lacks, and a user's own index, mirror or folder may have.
+    """
+    lines = Path("requirements.txt").read_text().splitlines()
+    pinned, = [line for line in lines if line.startswith("torch==")]
+    if typed["TORCH"]:
+        others = [line for line in lines if "==" in line and line != pinned]
+        return install(typed, *typed.words("TORCH"), *others)
+    version = pinned.removeprefix("torch==")
+    heavy = platform.system() == "Linux" and platform.machine() == "x86_64"
+    if heavy and installed("torch").partition("+")[0] != version:
+        if has_gpu():
+            say(f"==> {HEAVY}")
+        elif not installed_quietly(typed, f"{pinned}+cpu"):
+            say(f"==> {NO_GPU}")
+    install(typed, "-r", "requirements.txt")
+
+
+def installed_quietly(typed: Variables, requirement: str) -> bool:
+    """Let pip try; what it says where it can't is not for the user."""
+    say(f"==> trying {requirement}: without CUDA, as there is no NVIDIA GPU here")
+    if typed["DRY_RUN"]:
+        return True
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--retries", "1"]
+    return subprocess.run([*pip, "install", requirement], capture_output=True).returncode == 0
 
 
 def code_of(script: str) -> list:
@@ -283,6 +339,27 @@ def number_format(typed: Variables) -> str:
     return "bfloat16" if "avx512_bf16" in features or "amx_bf16" in features else "float32"
 
 
+def with_init_base(typed: Variables) -> Variables:
+    """INIT's own base, where neither BASE nor LAYERS was typed: an adapter fits no other."""
+    described = Path(typed["INIT"], "adapter_config.json")
+    if not typed["INIT"] or "BASE" in typed or "LAYERS" in typed or not described.exists():
+        return typed
+    base = read_json(described, {"base_model_name_or_path": str})["base_model_name_or_path"]
+    ours = re.fullmatch(r"models/smollm2-135m(?:-l(\d+))?", base)
+    if ours:
+        return Variables(typed, LAYERS=ours[1] or "all")
+    return Variables(typed, BASE=base)
+
+
+def its_pooling(typed: Variables) -> list[str]:
+    """INIT's own pooling: an adapter is trained for one."""
+    if not typed["INIT"] or not Path(typed["INIT"]).is_dir():
+        return []
+    from plumbing.checkpoint import stored_pooling          # here: it imports torch, which takes seconds
+    pooling = stored_pooling(Path(typed["INIT"]))
+    return ["--pooling", pooling or "last"]
+
+
 def recipe(typed: Variables, data: list[str]) -> list[str]:
     """train.py's flags, by PRESET, INIT and TRAIN_FLAGS. data: those that name the files."""
     added = ["--init-adapter", typed["INIT"]] if typed["INIT"] else []
@@ -290,7 +367,7 @@ def recipe(typed: Variables, data: list[str]) -> list[str]:
     if typed["PRESET"] == "paper":
         return added
     dtype = number_format(typed)
-    flags = DEMO.format(steps=STEPS, dtype=dtype).split() + added
+    flags = DEMO.format(steps=STEPS, dtype=dtype).split() + its_pooling(typed) + added
     planned = planned_steps(flags, data[1::2], most=200)
     demo = data in (["--data", SYNTHETIC], ["--data", ENGLISH])
     warmup = 20
@@ -340,7 +417,7 @@ def train(typed: Variables) -> None:
     files = data[1::2]                                     # without each one's --data
     flags = recipe(typed, data)
     check_warmup(flags, files)
-    model = get_base(typed)
+    model = get_base(with_init_base(typed))
     # --resume goes on with a run that was stopped, and refuses one that other flags or data have made.
     arguments = ["train.py", "--base", model, *data, "--out", folder, "--resume", *flags]
     title = f"train: {model} on {' '.join(files)} -> {folder}"
@@ -440,7 +517,7 @@ def bench(typed: Variables) -> None:
 
 # --------------------------------------------------------------------------------------------------- main
 
-TARGETS = {"base": base, "data": get_data, "train": train, "eval": evaluate, "tour": tour,
+TARGETS = {"setup": setup, "base": base, "data": get_data, "train": train, "eval": evaluate, "tour": tour,
            "bench": bench}
 
 
@@ -454,7 +531,7 @@ def main(argv=None) -> None:
         name, equals, value = word.partition("=")
         check(equals and name in DEFAULTS, f"{word}: write VAR=value, with one of {', '.join(DEFAULTS)}")
         typed[name] = value
-    for name in ("DATA", "TASKS", "DATA_FLAGS", "TRAIN_FLAGS", "EVAL_FLAGS"):
+    for name in ("DATA", "TASKS", "TORCH", "DATA_FLAGS", "TRAIN_FLAGS", "EVAL_FLAGS"):
         typed.words(name)                                  # a quote without its end is refused at once
     for name, choices in CHOICES.items():
         check(typed[name] in choices, f"{name}={typed[name]}: there are {', '.join(filter(None, choices))}")

@@ -195,6 +195,30 @@ def test_other_data_names_its_run_and_warms_up_for_a_tenth_of_its_steps(house, c
     assert " --out runs/mine --resume " in shown and "--overwrite" not in shown
 
 
+@pytest.mark.parametrize("its_base, typed, used", [
+    ("models/smollm2-135m-l8", [], "models/smollm2-135m-l8"),
+    ("models/smollm2-135m", [], "models/smollm2-135m"),
+    ("models/other", [], "models/other"),
+    ("models/smollm2-135m-l8", ["LAYERS=20"], "models/smollm2-135m-l20"),    # train.py says what is wrong
+])
+def test_an_adapter_to_start_from_brings_its_own_base(house, capsys, its_base, typed, used):
+    put(house / "models/other/config.json", "{}")
+    put(house / "first/adapter_config.json", json.dumps({"base_model_name_or_path": its_base}))
+    assert f"--base {used} " in commands(capsys, "train", "INIT=first", *typed)[-1]
+
+
+@pytest.mark.parametrize("file, told, used", [
+    ("config.json", {"pooling": "mean"}, "mean"),                                  # a run's
+    ("1_Pooling/config.json", {"pooling_mode_mean_tokens": True}, "mean"),         # an exported adapter's
+    ("other.json", {}, "last"),                                                    # PEFT's two files
+])
+def test_an_adapter_to_start_from_keeps_its_pooling(house, capsys, file, told, used):
+    put(house / "first" / file, json.dumps(told))
+    shown = commands(capsys, "train", "INIT=first", "TRAIN_FLAGS=--seed 2")[-1]
+    assert f" --pooling {used} --init-adapter first --seed 2" in shown
+    assert "--pooling weighted-mean" in shown.partition(f"--pooling {used}")[0]    # of two, the later one counts
+
+
 def test_a_live_servers_answers_in_the_default_place_stand(house, capsys):
     put(house / "data/synthetic.jsonl", "{}\n")
     put(house / "data/synthetic/raw.jsonl", "{}\n")
@@ -362,6 +386,45 @@ time.sleep(30)
     assert not (house / "runs/paper/.finished").exists()
 
 
+# ------------------------------------------------------------------------------------------------ set-up
+
+ALL = f"{PIP} -r requirements.txt"
+
+
+@pytest.mark.parametrize("system, gpu, there, pip_knows, typed, expected", [
+    ("Linux", False, "", True, [], ["==> trying torch==2.13.0+cpu: without CUDA", ALL]),
+    ("Linux", False, "", False, [], ["==> trying", "==> torch comes with CUDA for Linux: about 4.8", ALL]),
+    ("Linux", True, "", True, [], ["==> torch comes with CUDA for Linux: about 4.8 GB", ALL]),
+    ("Linux", False, "2.13.0+cpu", False, [], [ALL]),
+    ("Linux", False, "2.12.0", True, [], ["==> trying", ALL]),
+    ("Darwin", False, "", False, [], [ALL]),
+    ("Linux", False, "", False, ["TORCH=torch==2.12.0"], [f"{PIP} torch==2.12.0 numpy==2.4.6"]),
+])
+def test_setup_takes_the_torch_that_fits(house, capsys, monkeypatch, system, gpu, there, pip_knows, typed,
+                                         expected):
+    """tests/slow/test_setup.py does it with pip itself."""
+    put(house / "requirements.txt", "# all\ntorch==2.13.0\nnumpy==2.4.6\n")
+    asked = []
+
+    def pip(command, **_):
+        asked.append(command[-1])
+        return subprocess.CompletedProcess(command, 0 if pip_knows else 1)
+
+    monkeypatch.setattr(workflow.platform, "system", lambda: system)
+    monkeypatch.setattr(workflow.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(workflow, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(workflow, "installed", lambda package: there)
+    monkeypatch.setattr(workflow, "run", lambda typed, *words: print("python", *words))
+    monkeypatch.setattr(workflow.subprocess, "run", pip)
+    workflow.main(["setup", *typed])
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line.removeprefix("python ") for line in lines if not line.startswith("    ")]
+    assert len(shown) == len(expected) and all(map(str.startswith, shown, expected)), shown
+    assert ("PIP_EXTRA_INDEX_URL=ADDRESS" in "".join(lines)) is (system == "Linux" and not gpu and not there
+                                                                 and not pip_knows and not typed)
+    assert asked == (["torch==2.13.0+cpu"] if "==> trying" in expected[0] else [])
+
+
 # ----------------------------------------------------------------------------------------- the Makefile
 
 @pytest.fixture
@@ -380,9 +443,16 @@ def make(*words) -> subprocess.CompletedProcess:
     return subprocess.run(["make", *words], capture_output=True, text=True, timeout=60)
 
 
-def test_help_lists_every_target_and_variable():
+@pytest.mark.parametrize("awk", [name for name in ("awk", "original-awk", "gawk", "busybox awk")
+                                 if shutil.which(name.split()[0])])
+def test_help_lists_every_target_and_variable(awk, tmp_path):
+    """By macOS's awk, too, where it's installed: Debian calls it original-awk."""
+    put(tmp_path / "awk", f'#!/bin/sh\nPATH={os.environ["PATH"]!r} exec {awk} "$@"\n')
+    (tmp_path / "awk").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
     targets = set(re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split())
-    done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "PATH": path})
     listed, variables = done.stdout.split("\n\n")
     assert done.returncode == 0 and {line.split()[0] for line in listed.splitlines()} == targets
     assert [line.split()[0] for line in variables.splitlines()] == list(workflow.DEFAULTS)
@@ -453,7 +523,7 @@ def test_an_interrupted_setup_is_done_again(clone, stands, made_anew):
     done = make("setup", "VENV=env", "PYTHON=./python")
     ran = Path("calls").read_text().splitlines()
     assert done.returncode == 0 and ("-m venv --clear env" in ran) is made_anew, done.stderr
-    assert ran[-1].endswith("install -r requirements.txt") and Path("env/.installed").exists()
+    assert ran[-1] == "-m tools.workflow setup" and Path("env/.installed").exists()
 
 
 @pytest.mark.parametrize("fails_at, said", [

@@ -20,10 +20,9 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from model import PROJECTIONS, Config, Decoder, load_decoder
-from plumbing.checkpoint import read_config
+from plumbing.checkpoint import read_config, save_tensors
 from plumbing.errors import Parser, command, positive
 from plumbing.files import read_json, write_json
 
@@ -61,7 +60,7 @@ def write_checkpoint(folder: Path, config: dict, dtype: torch.dtype, shard_bytes
         total += shard[name].nbytes
         if sum(w.nbytes for w in shard.values()) > shard_bytes or name == "norm.weight":
             file = f"model-{len(set(weight_map.values())) + 1:05}.safetensors"
-            save_file(shard, folder / file, {"format": "pt"})
+            save_tensors(shard, folder / file)
             weight_map |= dict.fromkeys(shard, file)
             shard.clear()
     write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})

@@ -2,6 +2,7 @@
 
     python -m tools.models.export runs/demo out/                        # in the dtype of the base's weights
     python -m tools.models.export runs/demo out/ --dtype bfloat16 --prompt "faq=Find the question's answer"
+    python -m tools.models.export runs/demo out-gguf/ --gguf            # for llama.cpp's converter
 
 The adapter is merged into the weights, and the rules that model.py keeps in code go into files: BOS and EOS
 into tokenizer.json's post-processor (the one place that every reader obeys; `add_eos_token` in
@@ -12,22 +13,29 @@ EOS, pooling, normalisation and prompts into sentence-transformers' files. Queri
     vllm serve out/ --runner pooling                  # each query's input must carry the prompt itself
     text-embeddings-router --model-id out/ --dtype float16 --pooling last-token      # Mistral on CUDA only
 
-What vLLM and TEI need is from their documentation and source; neither is run by this project's tests.
+llama.cpp's converter knows a tokenizer by what it makes of a sample text, and does not know one that adds
+BOS and EOS. With --gguf the base's own tokenizer.json goes into the folder, and into tokenizer_config.json
+two flags by which llama.cpp adds both itself. The folder's README.md, its model card, has the commands.
+
+What vLLM and TEI need is from their documentation and source; neither is run by this project's tests. Texts
+over the limit must be cut before they are sent: vLLM's `truncate_prompt_tokens` keeps a text's end, and BOS
+and instruction are lost.
 """
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from model import Embedder, instruct
-from plumbing.checkpoint import POOLINGS, find_model, open_safetensors
+from plumbing.checkpoint import POOLINGS, find_model, open_safetensors, save_tensors
 from plumbing.errors import Parser, check, command, positive
 from plumbing.files import read_json, write_json, write_text
 from tools.bench.padding import TEXTS
+from tools.models.card import card
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 QUERY = "query=Given a web search query, retrieve relevant passages that answer the query"
@@ -60,7 +68,7 @@ def save_weights(decoder, out: Path, shard_bytes: float) -> int:
 
     def close():
         shards.append(out / f"shard-{len(shards)}")
-        save_file(shard, shards[-1], {"format": "pt"})
+        save_tensors(shard, shards[-1])
         shard.clear()
 
     with torch.no_grad():
@@ -81,8 +89,11 @@ def save_weights(decoder, out: Path, shard_bytes: float) -> int:
     return total
 
 
-def save_tokenizer(base: Path, out: Path, bos: int | None, eos: int, max_length: int) -> None:
-    """tokenizer.json that adds BOS and EOS itself, after its own cut, and what the wrappers need to know."""
+def save_tokenizer(base: Path, out: Path, bos: int | None, eos: int, max_length: int, gguf: bool) -> None:
+    """tokenizer.json that adds BOS and EOS itself, after its own cut, and what the wrappers need to know.
+
+    gguf: the base's tokenizer.json, and flags by which llama.cpp adds them.
+    """
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -90,9 +101,10 @@ def save_tokenizer(base: Path, out: Path, bos: int | None, eos: int, max_length:
     for i, token in ends.items():
         check(token is not None, f"{base / 'tokenizer.json'}: has no token {i}, the config's BOS or EOS")
     begin = [] if bos is None else [ends[bos]]
-    tokenizer.post_processor = TemplateProcessing(
-        single=[*begin, "$A", ends[eos]], pair=[*begin, "$A", ends[eos], *begin, "$B", ends[eos]],
-        special_tokens=[(token, i) for i, token in ends.items()])
+    if not gguf:
+        tokenizer.post_processor = TemplateProcessing(
+            single=[*begin, "$A", ends[eos]], pair=[*begin, "$A", ends[eos], *begin, "$B", ends[eos]],
+            special_tokens=[(token, i) for i, token in ends.items()])
     write_text(out / "tokenizer.json", tokenizer.to_str(pretty=True))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": ends[eos], "pad_token": ends[eos],
@@ -100,7 +112,20 @@ def save_tokenizer(base: Path, out: Path, bos: int | None, eos: int, max_length:
         "split_special_tokens": True,            # "</s>" typed in a text is text, as in model.py
         "clean_up_tokenization_spaces": False,
     }
+    if gguf:
+        copy_sentencepiece(base, out, tokenizer)
+        settings |= {"add_bos_token": bos is not None, "add_eos_token": True}
     write_json(out / "tokenizer_config.json", settings | ({} if bos is None else {"bos_token": ends[bos]}))
+
+
+def copy_sentencepiece(base: Path, out: Path, tokenizer) -> None:
+    """tokenizer.model, where the tokenizer once was SentencePiece's: llama.cpp needs its scores. Without
+    them it splits some texts otherwise and does not say so."""
+    file = base / "tokenizer.model"
+    if getattr(tokenizer.model, "byte_fallback", False):
+        check(file.exists(), f"--gguf: {file} is missing, and llama.cpp cuts texts into tokens by it: put "
+                             "the base's own there")
+        shutil.copyfile(file, out / file.name)
 
 
 def save_sentence_transformers(out: Path, embedder: Embedder, prompts: dict[str, str]) -> None:
@@ -126,7 +151,8 @@ def save_pooling(out: Path, embedder: Embedder) -> None:
         "include_prompt": True})
 
 
-def save_model(embedder: Embedder, base: Path, out: Path, dtype: str, prompts, shard_bytes: float) -> int:
+def save_model(embedder: Embedder, base: Path, out: Path, dtype: str, prompts, shard_bytes: float,
+               gguf=False) -> int:
     """Write the merged model with all that its readers need; returns the weights' size."""
     config, c = read_json(base / "config.json"), embedder.decoder.config
     for name in ("dtype", "rope_scaling"):
@@ -134,10 +160,12 @@ def save_model(embedder: Embedder, base: Path, out: Path, dtype: str, prompts, s
     # RoPE's base under both names: transformers 4 reads the first alone, and would take 10,000 without it.
     rope = {"rope_type": "default", "rope_theta": c.rope_theta}
     config |= {"rope_theta": c.rope_theta, "rope_parameters": rope}
-    config |= {"architectures": [f"{config['model_type'].capitalize()}Model"], "torch_dtype": dtype}
+    kind = "ForCausalLM" if gguf else "Model"                    # the converter has a list of the former
+    config |= {"architectures": [f"{config['model_type'].capitalize()}{kind}"], "torch_dtype": dtype}
     write_json(out / "config.json", config)
-    save_tokenizer(base, out, c.bos_token_id, c.eos_token_id, embedder.max_length)
-    save_sentence_transformers(out, embedder, prompts)
+    save_tokenizer(base, out, c.bos_token_id, c.eos_token_id, embedder.max_length, gguf)
+    if not gguf:
+        save_sentence_transformers(out, embedder, prompts)
     return save_weights(embedder.decoder, out, shard_bytes)
 
 
@@ -154,11 +182,14 @@ def named_prompts(texts: list[str]) -> dict[str, str]:
 
 def export(args) -> None:
     prompts = named_prompts([QUERY, *args.prompt])
+    check(not (args.gguf and args.adapter), "--gguf and --adapter: the converter wants a whole model")
     check(not args.out.exists(), f"{args.out}: already there: remove it, or choose another name")
     base, _ = find_model(args.model)
     dtype = "float32" if args.adapter else args.dtype or stored_dtype(base)
     embedder = Embedder.load(args.model, device="cpu", dtype=dtype, max_length=args.max_length)
     check(embedder.decoder.lora or not args.adapter, f"{args.model}: has no adapter")
+    check(not args.gguf or embedder.pooling != "weighted-mean",
+          f"{args.model}: llama.cpp has no weighted-mean pooling: export it without --gguf")
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{args.out.name}.", dir=args.out.parent) as beside:
@@ -168,9 +199,12 @@ def export(args) -> None:
             embedder.save_adapter(whole, getattr(torch, args.dtype or "bfloat16"))
             save_pooling(whole, embedder)
         else:
-            total = save_model(embedder, base, whole, dtype, prompts, args.shard_gb * 1e9)
+            total = save_model(embedder, base, whole, dtype, prompts, args.shard_gb * 1e9, args.gguf)
+            write_text(whole / "README.md",
+                       card(args.out.name, args.model, base, embedder, dtype, prompts, args.gguf))
             if args.compare:
-                again = Embedder.load(whole, device="cpu", dtype=dtype)
+                again = Embedder.load(whole, device="cpu", dtype=dtype, max_length=embedder.max_length,
+                                      pooling=embedder.pooling)
                 worst = (again.encode(TEXTS) * embedder.encode(TEXTS)).sum(1).min()
                 print(f"merged against unmerged in {dtype}: worst cosine of {len(TEXTS)} texts {worst:.5f}")
         os.rename(whole, args.out)
@@ -186,6 +220,8 @@ def main(argv=None):
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--adapter", action="store_true",
                         help="write PEFT's two files alone, in bfloat16 or --dtype")
+    parser.add_argument("--gguf", action="store_true",
+                        help="for llama.cpp's converter: the base's tokenizer as it is, EOS by a flag")
     parser.add_argument("--dtype", choices=sorted(DTYPES.values()), help="default: as the base is stored")
     parser.add_argument("--max-length", type=positive(int),
                         help="tokens a text, BOS and EOS included (default: as an export says, else 512)")

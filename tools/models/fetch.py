@@ -31,7 +31,8 @@ def fetch(base: str, out: Path) -> None:
     part = out.with_name(out.name + ".part")
     download(base, part, "config.json")
     read_config(part / "config.json", Config.__annotations__)
-    download(base, part, "--include", "*.json", "--include", "model*.safetensors")
+    download(base, part, "--include", "*.json", "--include", "model*.safetensors",
+             "--include", "tokenizer.model")              # llama.cpp wants it: export --gguf passes it on
     index = part / "model.safetensors.index.json"
     weights = {"model.safetensors"}
     if index.exists():

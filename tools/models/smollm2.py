@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from plumbing.checkpoint import save_tensors
 from plumbing.errors import Parser, check, command
 from plumbing.files import write_json
 
@@ -131,7 +131,7 @@ def main():
     beside = args.out.with_name(args.out.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    save_file(state, beside / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(state, beside / "model.safetensors")
     build_tokenizer(meta).save(str(beside / "tokenizer.json"))
     write_json(beside / "tokenizer_config.json", tokenizer_config)
     write_json(beside / "config.json", config)

@@ -1,8 +1,10 @@
 """tools/models/export.py: sentence-transformers and transformers give our vectors from its folder."""
 import json
+import os
 import re
 import resource
 import shutil
+import stat
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from plumbing.errors import UserError
 from plumbing.files import write_json
 from scripts import ROOT, complaint
 from tiny import random_model, relative, save, tiny_config
-from tools.models import export
+from tools.models import card, export
 from tools.workflow import DEFAULTS
 
 MAX_LENGTH = 48
@@ -190,6 +192,74 @@ def test_both_generations_of_transformers_find_ropes_base(mistral_files, tmp_pat
     assert relative(F.normalize(state, dim=0), ours.encode(TEXTS[2:3])[0]) <= 1e-5
     run_export(tmp_path / "out", tmp_path / "again")                # an export's own length is the default
     assert Embedder.load(tmp_path / "again", device="cpu").max_length == 20
+
+
+def test_the_folder_for_llama_cpp_has_the_bases_tokenizer_and_two_flags(base, run, ours, tmp_path, capsys):
+    """tests/slow/test_llama_cpp.py gives such a folder to the converter."""
+    if base.name == "m":                                           # Mistral's
+        assert "m/tokenizer.model is missing" in complaint(capsys, export.main, run, tmp_path / "o", "--gguf")
+        (base / "tokenizer.model").write_text("scores")
+    run_export(run, tmp_path / "out", "--gguf", "--max-length", MAX_LENGTH)
+    out = tmp_path / "out"
+    assert (out / "tokenizer.model").exists() is (base.name == "m")
+    before, after = (Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (base, out))
+    assert [e.ids for e in before.encode_batch(TEXTS)] == [e.ids for e in after.encode_batch(TEXTS)]
+    settings = json.loads((out / "tokenizer_config.json").read_text())
+    config = json.loads((out / "config.json").read_text())
+    assert settings["add_bos_token"] is settings["add_eos_token"] is True
+    assert config["architectures"][0] in ("LlamaForCausalLM", "MistralForCausalLM")
+    assert not (out / "modules.json").exists()                     # sentence-transformers would forget EOS
+    again = Embedder.load(out, device="cpu", max_length=MAX_LENGTH)
+    assert relative(again.encode(TEXTS), ours.encode(TEXTS)) <= 1e-5
+    set_bos = "gguf-set-metadata out.gguf tokenizer.ggml.add_bos_token true"
+    assert (set_bos in (out / "README.md").read_text()) is (config["vocab_size"] == 49152)
+    (run / "config.json").write_text('{"pooling": "weighted-mean"}')
+    capsys.readouterr()
+    try:
+        for flags, words in [(["--adapter"], "--gguf and --adapter"),
+                             ([], "llama.cpp has no weighted-mean")]:
+            assert words in complaint(capsys, export.main, run, tmp_path / "o", "--gguf", *flags)
+    finally:
+        (run / "config.json").write_text('{"pooling": "last"}')
+    assert not (tmp_path / "o").exists()
+
+
+def test_all_files_are_for_other_users_too(exported, run, tmp_path):
+    """As the umask has it: a server may run as another user."""
+    run_export(run, tmp_path / "small", "--adapter")
+    old = os.umask(0o027)
+    try:
+        run_export(run, tmp_path / "group")
+    finally:
+        os.umask(old)
+    for folder, umask in [(exported, old), (tmp_path / "small", old), (tmp_path / "group", 0o027)]:
+        for path in (folder, *folder.rglob("*")):
+            wanted = (0o777 if path.is_dir() else 0o666) & ~umask
+            assert stat.S_IMODE(path.stat().st_mode) == wanted, path
+
+
+def test_the_card_tells_what_the_folder_alone_cannot(run, exported, base, ours):
+    text = (exported / "README.md").read_text()
+    assert f"| base | {base.name} |" in text and "| licence of the base | not told by its files" in text
+    assert f"| values of a vector | {ours.decoder.config.hidden_size} |" in text
+    assert f"| tokens of a text, at most | {MAX_LENGTH}, BOS and EOS included |" in text
+    assert "- `tea`: 'Instruct: Find a tea\\nQuery: '\n" in text and "- `query`: " in text
+    assert f'SentenceTransformer("{exported.name}")' in text and "the last token's, EOS" in text
+
+
+def test_a_base_is_known_by_its_name_or_its_own_card(tmp_path):
+    told = {"models/smollm2-135m-l6": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"),
+            "models/mistralai/Mistral-7B-v0.1": ("mistralai/Mistral-7B-v0.1", "apache-2.0"),
+            "models/somebody/model": ("somebody/model", None), "elsewhere/model": (None, None)}
+    for name, about in told.items():
+        (tmp_path / name).mkdir(parents=True)
+        assert card.known(tmp_path / name) == about
+    assert card.described(tmp_path / "models/smollm2-135m-l6").endswith("-Instruct, its first 6 layers")
+    front = "---\nbase_model: x\nlicense: mit\n---\n# model\nlicense: of-the-text\n"
+    (tmp_path / "models/somebody/model/README.md").write_text(front)
+    assert card.known(tmp_path / "models/somebody/model") == ("somebody/model", "mit")
+    (tmp_path / "config.json").write_text('{"data": ["data/mine.jsonl", "/x/more.jsonl:0.5"]}')
+    assert card.training_data(tmp_path) == "`mine.jsonl`, `more.jsonl:0.5`"
 
 
 def test_a_dtype_that_overflows_is_one_line_and_leaves_nothing(mistral_files, tmp_path, capsys):
