@@ -12,9 +12,20 @@ from scripts import ROOT, run_tool
 FLOAT = re.compile(r"-?\d+\.\d{4,}")
 
 
-def test_the_shipped_adapter_finds_what_is_asked(tmp_path):
-    done = run_tool("models.smollm2", tmp_path / "base", "--layers", 20)
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """(the folder of its base, a copy of the adapter that finds it there)."""
+    folder = tmp_path_factory.mktemp("shipped")
+    adapter = folder / "data" / "adapter"
+    shutil.copytree(ROOT / "data" / "adapter", adapter)
+    base = read_json(adapter / "adapter_config.json")["base_model_name_or_path"]     # models/smollm2-135m-l6
+    done = run_tool("models.smollm2", folder / base, "--layers", base.rpartition("-l")[2])
     assert done.returncode == 0, done.stderr
+    return folder / base, adapter
+
+
+def test_the_shipped_adapter_finds_what_is_asked(shipped):
+    base, _ = shipped
     pairs = {
         "how to brew tea": "Steep the leaves in hot water for three minutes, then pour.",
         "bad weather": "Rain falls on the roof all night and the gutters overflow.",
@@ -27,20 +38,16 @@ def test_the_shipped_adapter_finds_what_is_asked(tmp_path):
     }
     right = {}
     for adapter in (None, ROOT / "data" / "adapter"):
-        embedder = Embedder.load(tmp_path / "base", adapter=adapter, device="cpu")
+        embedder = Embedder.load(base, adapter=adapter, device="cpu")
         queries = embedder.encode(list(pairs), "Given a question, retrieve passages that answer it")
         scores = queries @ embedder.encode(list(pairs.values())).T
         right[adapter is not None] = (scores.argmax(1) == torch.arange(len(pairs))).sum().item()
-    assert right[True] >= 5 and right[False] <= 2
+    assert right[True] == 6 and right[False] <= 4            # of 6
 
 
-def test_readme_shows_what_the_tour_prints(tmp_path):
+def test_readme_shows_what_the_tour_prints(shipped):
     """Text exactly; numbers but for the last digits, in which CPUs differ."""
-    adapter = tmp_path / "data" / "adapter"
-    shutil.copytree(ROOT / "data" / "adapter", adapter)
-    base = read_json(adapter / "adapter_config.json")["base_model_name_or_path"]
-    done = run_tool("models.smollm2", tmp_path / base, "--layers", base.rpartition("-l")[2])
-    assert done.returncode == 0, done.stderr
+    _, adapter = shipped
     done = run_tool("tour", "--model", adapter)
     assert done.returncode == 0, done.stderr
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
