@@ -62,7 +62,7 @@ MiniLM is an embedder that many use. An LLM wrote the test sets, too: they compa
 MTEB's scores.
 
 Next:
-  {python} tools/embed.py search {run} --docs README.md "how do I train on my own data"
+  {python} tools/embed.py search {run} --docs data/example/docs.txt "show pounds instead of kilograms"
   make eval TASKS="STSBenchmark SciFact"      # real MTEB tasks, from the hub"""
 # In training and evaluation, glibc keeps freed memory for the next step. Handing it back and asking anew
 # costs up to half of a step.
