@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 import evaluate
-from model import Embedder
+from model import Embedder, instruct
 from plumbing.cache import PROBE
 from plumbing.tasks import find_tasks, read_qrels, read_rows, read_test
 from scoring import EVALDATA, MINI, ROOT, HashEmbedder, Recorder, encoder, mini_task, write_task
@@ -206,3 +206,25 @@ def test_mtebs_mock_run_passes_on_a_real_model(smollm2, monkeypatch):
     failed = [name for name, state in states.items() if not isinstance(state, mteb.results.TaskResult)]
     assert len(states) >= 25 and failed == []
     assert all(math.isfinite(state.get_score()) for state in states.values())
+
+
+def test_mteb_gives_an_exported_folder_its_prompts(smollm2, tmp_path, monkeypatch):
+    """`query` to retrieval's queries; to STS the prompt of its type, which other kinds go without."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import mteb
+    from mteb.mocks import ALL_MOCK_TASK_TEST_GRID
+    from sentence_transformers import SentenceTransformer
+    from tools.models import export
+    export.main([str(smollm2), str(tmp_path / "out"), "--prompt", "STS=Retrieve semantically similar text."])
+    prompts = set()
+    encode = SentenceTransformer.encode
+
+    def recorded(self, *texts, **settings):
+        prompts.add(settings.get("prompt") or "")
+        return encode(self, *texts, **settings)
+    monkeypatch.setattr(SentenceTransformer, "encode", recorded)
+    tasks = [task for task in ALL_MOCK_TASK_TEST_GRID if task.metadata.name in ("MockRetrievalTask", "MockSTSTask")]
+    results = mteb.evaluate(SentenceTransformer(str(tmp_path / "out"), device="cpu"), tasks, cache=None)
+    assert len(results.task_results) == 2 and not results.exceptions
+    assert prompts == {"", instruct("Retrieve semantically similar text.", ""),
+                       instruct(export.QUERY.partition("=")[2], "")}
