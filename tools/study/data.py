@@ -7,8 +7,8 @@ from pathlib import Path
 
 from plumbing.errors import check
 from plumbing.files import (read_json, read_jsonl, read_lines, replace_file, sha256, write_json,
-                            write_jsonl)
-from tools.data import clean
+                            write_jsonl, write_text)
+from tools.data import clean, mine
 from tools.study.subsets import file_hash
 
 # What train.py's --both-sides and type need to know of public files: their task type. Others have none.
@@ -17,7 +17,9 @@ PUBLIC_TYPES = {"multi30k_bitext": "bitext", "tanaka_enja": "bitext", "lafand_bi
                 "clinc150_intent": "long-short"}
 
 
+MINED, MOST_MINED = "mined", 8000       # pairs of a public file, at most
 ALL_LANGUAGES = "all-languages"         # the whole synthetic file's name, beside that of one language
+OURS = ("synthetic", ALL_LANGUAGES)
 
 
 def file_key(paths: list[Path]) -> str:
@@ -73,15 +75,41 @@ def draw_examples(info: dict, number: int) -> dict:
     return info | {"file": str(out), "kept": number}
 
 
+def mined_files(files: dict[str, dict], model: Path, max_length: int, dtype: str | None) -> dict[str, dict]:
+    """The synthetic file as it is, and of each public one a part, with hard negatives that a model of the
+    study has found: the paper mined its public data so, too (section 4.2).
+
+    model: the run that mines. A file that it has mined before is left as it is.
+    """
+    adapter = model / "adapter_model.safetensors"
+    check(adapter.exists(), f"{model}: not trained yet: it is to mine the negatives, so run its row first")
+    mined = {"synthetic": files["synthetic"]}
+    for name, info in files.items():
+        if name in OURS or not info["kept"]:
+            continue
+        few = draw_examples(info, min(info["kept"], MOST_MINED))
+        out = Path(few["file"]).with_suffix(".mined.jsonl")
+        done, key = out.with_suffix(".key"), f"{few['key']} {few['kept']} mined by {file_hash(adapter)}"
+        if not (out.exists() and done.exists() and done.read_text() == key):
+            print(f"mining {few['file']}", flush=True)
+            flags = ["--max-length", str(max_length), *(["--dtype", dtype] if dtype else [])]
+            mine.main([str(model), few["file"], "--out", str(out), *flags])
+            write_text(done, key)
+        mined[name] = few | {"file": str(out), "key": key}
+    return mined
+
+
 def mixture(data: str, files: dict[str, dict]) -> dict[str, float]:
     """{file: share of it in each epoch}. Public files count alike, together as much as the synthetic set.
 
-    data: "synthetic", "public", "both" or "all-languages".
+    data: "synthetic", "public", "both" or "all-languages"; "mined": each file whole, as mined_files gives
+    them.
     """
     if data == ALL_LANGUAGES:
         return {ALL_LANGUAGES: 1.0}
-    ours = ("synthetic", ALL_LANGUAGES)
-    public = {name: info["kept"] for name, info in files.items() if name not in ours and info["kept"]}
+    if data == MINED:
+        return dict.fromkeys(files, 1.0)
+    public = {name: info["kept"] for name, info in files.items() if name not in OURS and info["kept"]}
     each = files["synthetic"]["kept"] / max(1, len(public))
     shares = {"synthetic": 1.0} if data in ("synthetic", "both") else {}
     if data in ("public", "both"):

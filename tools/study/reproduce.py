@@ -34,7 +34,8 @@ from plumbing.files import read_json, write_json, write_text
 from plumbing.tasks import find_tasks
 from tools import plot
 from tools.study import peers, subsets
-from tools.study.data import ALL_LANGUAGES, draw_examples, file_key, mixture, prepare_data
+from tools.study.data import (ALL_LANGUAGES, MINED, draw_examples, file_key, mined_files, mixture,
+                              prepare_data)
 from tools.study.table import EXAMPLES, collect, summarize, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,8 @@ RECIPE = ("--batch-size 16 --max-length 64 --lr 1.5e-3 --warmup-steps 20 --both-
           "--lora-dropout 0 --epochs 5 --max-steps 240 --tokens-per-chunk 2048 --keep-tokens 32768")
 
 COUNTS = 250, 500, 1000, 2000
+LONG = "--pooling weighted-mean --batch-size 64 --epochs 2 --max-steps 2000 --warmup-steps 100 --lr 1e-3"
+MINER = "both-weighted-mean"                             # the row whose first model finds LONG's negatives
 TWO_EPOCHS = "--epochs 2 --max-steps 1000 --warmup-steps 5"
 
 
@@ -51,7 +54,7 @@ class Row:
     group: str                        # what it is compared in, for the picture
     kind: str
     what: str
-    data: str = "synthetic"           # or public, both, all-languages
+    data: str = "synthetic"           # or public, both, all-languages, mined
     examples: int = 0                 # so many of the synthetic ones; 0: all
     layers: int = 0                   # of SmolLM2-135M; 0: as --base has
     flags: str = ""
@@ -75,6 +78,7 @@ ROWS = {
                                  flags="--pooling weighted-mean", main=True),
     "both-weighted-mean": Row("pooling", "train", "synthetic and public, weighted-mean pooling", "both",
                               flags="--pooling weighted-mean", main=True),
+    "long": Row("data", "train", "long: both kinds, mined negatives, 120,000 queries", MINED, flags=LONG),
     "rank-8": Row("LoRA", "train", "synthetic, LoRA rank 8", flags="--lora-rank 8"),
     "rank-32": Row("LoRA", "train", "synthetic, LoRA rank 32", flags="--lora-rank 32"),
     "no-instruction": Row("instructions", "train", "synthetic, no instruction", flags="--instruction none",
@@ -275,6 +279,8 @@ def main(argv=None) -> None:
         row, label = ROWS[name], f"[{number}/{len(runs)}] {name}, seed {seed}"
         trained = row.kind in ("train", "peer")
         its_files = files
+        if row.data == MINED:
+            its_files = mined_files(files, args.work / f"{MINER}-s0", max_length, args.dtype)
         if row.examples:
             its_files = files | {"synthetic": draw_examples(files["synthetic"], row.examples)}
         mixed = mixture(row.data, its_files) if trained else {}
@@ -282,7 +288,7 @@ def main(argv=None) -> None:
                                if trained or key not in ("recipe", "language")},
                     "row": {key: value for key, value in asdict(row).items()
                             if key not in ("what", "group", "main")},
-                    "data": {part: [files[part]["key"], share] for part, share in mixed.items()}}
+                    "data": {part: [its_files[part]["key"], share] for part, share in mixed.items()}}
         old = study["rows"].get(name, {"runs": {}})["runs"]
         same = {key: run for key, run in old.items() if run["settings"] == settings}
         if str(seed) in same:

@@ -154,6 +154,30 @@ def test_ablations_and_public_data_reach_training(study, tmp_path):
     assert all(row["mean"]["Average"] is not None for row in found["rows"].values())
 
 
+@pytest.mark.slow
+def test_the_long_row_trains_on_negatives_that_the_study_mined(study, tmp_path):
+    (tmp_path / "many").mkdir()
+    words = "apple beech cedar dahlia elder fern ginger hazel iris juniper kale lilac maple nettle oak".split()
+    rows = [{"prompt": "Find the reply", "query": f"who grew the {word}", "pos": [f"{word * 3} was mine"]}
+            for word in words]
+    for name in ("snli_triplets", "other"):
+        (tmp_path / "many" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--traindata", str(tmp_path / "many"), "--dtype", "float32"]
+    with pytest.raises(UserError, match="both-weighted-mean-s0: not trained yet"):
+        study("--rows", "long", *flags)
+    found = study("--rows", "both-weighted-mean,long", *flags)
+    config = read_json(Path(found["rows"]["long"]["runs"]["0"]["model"]) / "config.json")
+    assert config["pooling"] == "weighted-mean" and config["batch_size"] == 64
+    synthetic, *mined = [spec.rpartition(":")[0] for spec in config["data"]]
+    assert synthetic == found["data"]["synthetic"]["file"]
+    assert [Path(file).name for file in mined] == [
+        "other.15.mined.jsonl", "snli_triplets.15.mined.jsonl"]
+    assert found["rows"]["long"]["examples"] == 12 + 15 + 15
+    before = [Path(file).stat().st_mtime_ns for file in mined]
+    study("--rows", "long", *flags, "--seeds", "1", recipe="--max-length 24 --both-sides")
+    assert before == [Path(file).stat().st_mtime_ns for file in mined]               # mined once
+
+
 @pytest.mark.parametrize("flags, complaint", [
     (["--rows", "nonsense"], "--rows nonsense: there are base-30"), (["--rows", "both"], "needs --traindata"),
     (["--rows", "base-cut", "--seeds", "0"], "--seeds: 0: must be above 0"),
