@@ -225,7 +225,7 @@ def test_a_model_that_is_always_refused_does_not_hold_up_another(live):
 
 
 def test_a_limit_of_a_few_requests_a_minute_ends_with_all_answered(live):
-    server = LimitedServer(20, "none", answer=0, burst=0)
+    server = LimitedServer(8, "none", answer=0, burst=0)
     assert live(server, "--tries", "5", "--concurrency", "8", n=8, backoff=0.01) == 0
     assert sorted(raw_ids(live.folder)) == list(range(8)) and server.refused > 8 * 5
 

@@ -270,12 +270,12 @@ def test_a_file_is_awaited_until_it_is_processed(go):
 
 
 def test_parts_that_a_full_queue_refuses_go_one_after_another(go):
-    server = BatchServer(ready_after=0.05)
+    server = BatchServer(ready_after=0.4)
     run_batch, under_way = server.run_batch, []
 
     def run(identifier, file):
         now = time.monotonic()
-        under_way[:] = [moment for moment in under_way if moment > now - 0.05]
+        under_way[:] = [moment for moment in under_way if moment > now - 0.4]
         if under_way:
             error = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached for m"}
             return {"status": "failed", "errors": {"data": [error]}}

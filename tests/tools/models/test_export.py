@@ -310,7 +310,7 @@ def test_the_shipped_adapter_fits_the_default_base():
     assert described["base_model_name_or_path"] == f"models/smollm2-135m-l{layers}"
     tensors = load_file(folder / "adapter_model.safetensors")
     sizes = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
-    assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
+    assert {t.dtype for t in tensors.values()} == {torch.float32}            # as it was trained
     assert sum(t.numel() for t in tensors.values()) == int(layers) * 16 * sum(map(sum, sizes))
     assert (folder / "adapter_model.safetensors").stat().st_size <= 12e6
     assert all(t.float().abs().max() > 0 for t in tensors.values())      # B starts at zero
