@@ -1,6 +1,6 @@
 """evaluate.py: a model -> its scores on eight kinds of task: MTEB's seven and bitext mining (2401.00368).
 
-    python evaluate.py models/smollm2-135m-l20 runs/demo --names base trained --tasks data/mini \\
+    python evaluate.py models/smollm2-135m-l6 runs/demo --names base trained --tasks data/mini \\
         --out results/demo.json
     torchrun --nproc_per_node 8 evaluate.py runs/full --tasks data/mteb --benchmark eng-v1 --cache cache/full
 

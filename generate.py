@@ -385,7 +385,8 @@ def make_example(row, prompts) -> tuple[dict, str]:
     """One answer -> (training example, how clean the answer was: see plumbing.answers.parse_object).
 
     row: {"id", "type", "params", "response"} and, from live servers, "finish_reason".
-    Raises plumbing.answers.Reject, whose text is the reason; section 3.1 has fewer of them.
+    Raises plumbing.answers.Reject, whose text is the reason: one of those below, or parse_object's (no JSON,
+    missing keys, truncated, ...). Section 3.1 has fewer of them.
     """
     kind = row["type"]
     keys = prompts["task_types"][kind]["keys"]             # of query, positive and, mostly, hard negative

@@ -1,6 +1,6 @@
 """train.py: examples -> adapter. Contrastive fine-tuning (arXiv 2401.00368, sections 3.2, 4.2, appendix A).
 
-    python train.py --base models/smollm2-135m-l20 --data data/synthetic.jsonl --out runs/demo \\
+    python train.py --base models/smollm2-135m-l6 --data data/english.jsonl --out runs/mine \\
         --batch-size 32 --max-length 64 --lr 1e-3 --warmup-steps 10                   # a CPU, minutes
     python train.py --base models/mistralai/Mistral-7B-v0.1 --data data/synthetic.jsonl \\
         --out runs/paper                                                              # one GPU

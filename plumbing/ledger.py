@@ -1,6 +1,6 @@
 """plumbing/ledger.py: the folder of one run of generate.py, and its books: asked, answered, paid.
 
-It exists so that no answer is paid for twice and no budget is passed, whatever is killed and whenever:
+It exists so that no answer on disk is paid for twice and no budget is passed, whatever is killed:
 
     header.json, tasks.jsonl, tasks2.jsonl, ...    what decides the requests: see plumbing/pools.py
     started.jsonl   a line before each try, and a line after each refusal

@@ -94,7 +94,7 @@ FLOW = [
          ["an answer's JSON becomes", "a line; what is unfit to", "be trained on is rejected"]),
     ]),
     ("train.py", "examples -> adapter: a query's vector moves towards its positive's", BLUE, [
-        ("file", "data/synthetic.jsonl",
+        ("file", "data/english.jsonl",
          ['{"prompt": ..,', ' "query": ..,', ' "pos": [..], "neg": [..]}']),
         ("code", "prepare()",
          ["Q queries, M documents;", "documents_that_count():", "which are no negatives"]),

@@ -63,7 +63,9 @@ MTEB's scores.
 
 Next:
   {python} tools/embed.py search {run} --docs data/example/docs.txt "show pounds instead of kilograms"
+  make tour                                   # one example's life, from the prompt to a search
   make eval TASKS="STSBenchmark SciFact"      # real MTEB tasks, from the hub"""
+
 # In training and evaluation, glibc keeps freed memory for the next step. Handing it back and asking anew
 # costs up to half of a step.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456",

@@ -51,7 +51,7 @@ def test_a_line_that_runs_out_of_its_box_is_refused():
 
 def test_the_flow_names_what_is_there():
     """Each function of a band is its lesson's, or plumbing.metrics'; files are the repository's, or made by it."""
-    made = {"data/synthetic.jsonl", "runs/demo/", "results/demo.json", "adapter_model.safetensors",
+    made = {"data/english.jsonl", "runs/demo/", "results/demo.json", "adapter_model.safetensors",
             "adapter_config.json", "log.jsonl"}
     functions = files = 0
     for lesson, _, _, stations in pictures.FLOW:
