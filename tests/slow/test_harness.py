@@ -83,7 +83,7 @@ HARNESS = {  # kind -> an mteb task that scores as MTEB (eng, v1) does; how far 
 }
 
 
-def compare(task: dict, name: str, model, monkeypatch, other=None) -> None:
+def compare(task: dict, name: str, model, monkeypatch, other=None, tolerance=None) -> None:
     """Score a task with our code and, through the adapter, as mteb's task `name`: the same."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import mteb
@@ -96,7 +96,7 @@ def compare(task: dict, name: str, model, monkeypatch, other=None) -> None:
 
     result = mteb.evaluate(MTEBModel(other or model), [harness], cache=None, show_progress_bar=False)
     theirs = result.task_results[0].scores[harness.metadata.eval_splits[0]][0]
-    _, tolerance = HARNESS[kind]
+    tolerance = tolerance or HARNESS[kind][1]
     metrics_ = {"sts": ["cosine_spearman"], "retrieval": ["ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_1000"],
                 "pair-classification": ["cosine_ap", "dot_ap", "euclidean_ap", "manhattan_ap", "max_ap"],
                 "bitext": ["f1", "accuracy"]}.get(kind, [])
@@ -146,7 +146,9 @@ def test_the_same_texts_get_the_same_instructions_as_through_the_adapter(kind, t
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     [task] = find_tasks([str(folder)])
     ours, theirs = Prompted(), Prompted()
-    compare({**task, "prompt": TABLE[name]["prompt"]}, name, ours, monkeypatch, theirs)
+    # No regression on such vectors comes to its end in 100 steps; by then two machines' roundings lie apart.
+    tolerance = 0.01 if kind == "classification" else None
+    compare({**task, "prompt": TABLE[name]["prompt"]}, name, ours, monkeypatch, theirs, tolerance)
     assert {pair for pair in ours.seen if pair[1] not in PROBE} == set(theirs.seen)
 
 
