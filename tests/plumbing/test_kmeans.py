@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from clouds import clouds
 from plumbing import kmeans as module
@@ -19,6 +20,13 @@ def reference(x, k, seed=42):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                      # fewer distinct points than clusters
         return MiniBatchKMeans(k, batch_size=500, n_init="auto", random_state=seed).fit(x).labels_
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """With several, scikit-learn's sums round otherwise, and some of 400 clusters' labels with them."""
+    with threadpool_limits(1):
+        yield
 
 
 SETS = [(2, 30, 1.0), (10, 80, 0.6), (10, 80, 1.5), (77, 10, 1.5), (180, 12, 2.0), (400, 3, 1.0)]   # many starve
