@@ -305,6 +305,8 @@ def main(argv=None) -> None:
                                "runs": same}
         collect(study, ROWS)
         write_json(args.out, study)
+    collect(study, ROWS)                               # in order, also where no run was new
+    write_json(args.out, study)
     write_text(args.out.with_suffix(".md"), table(study))
     print(f"\n{table(study)}\n{args.out}, {args.out.with_suffix('.md')}")
     try:
