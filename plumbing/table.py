@@ -135,12 +135,10 @@ def print_score(name: str, metric: str, scores: dict, max_length: int, before=Fa
 
 
 def print_table(results: dict[str, dict], benchmark: dict | None, recorded: dict = {}) -> None:
-    """Models side by side, scores times 100; beside them the published scores of a benchmark, or recorded
-    ones.
-    """
-    published = benchmark["published"] if benchmark else recorded
-    names = [*results, *published]
-    columns = [*results.values(), *published.values()]
+    """Models side by side, scores times 100; beside them published scores, then recorded ones."""
+    published = benchmark["published"] if benchmark else {}
+    names = [*results, *published, *recorded]
+    columns = [*results.values(), *published.values(), *recorded.values()]
     width = max(7, *map(len, names))
     first = next(iter(results.values()))
 
@@ -158,8 +156,7 @@ def print_table(results: dict[str, dict], benchmark: dict | None, recorded: dict
             line(f"= {category}", scores("categories", category))
     # A published average is over the whole benchmark, ours over the tasks that have a score.
     counts = [sum(score is not None for score in column["tasks"].values()) for column in results.values()]
-    if benchmark:
-        counts += [len(benchmark["tasks"]) for _ in published]
+    counts += [len(benchmark["tasks"]) for _ in published]
     same = len(set(counts)) == 1
     label = f"= Average of {counts[0]} tasks" if same else "= Average"
     line(label, [percent(column["average"]) for column in columns])
