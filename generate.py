@@ -483,10 +483,9 @@ def read_answers(path, prompts, log=True):
     """
     for where, row in read_rows(path, ANSWER, log):
         with blame(f"{where}: no answer to our prompts", "delete it"):     # an error here, as one line
-            # its type is known, and what an example needs is there
-            prompts["task_types"][row["type"]]
+            prompts["task_types"][row["type"]]             # its type is known
             row["messages"] = [{"role": "user", "content": message_of(row, prompts)}]
-            if row["step"] == "generate":
+            if row["step"] == "generate":                  # what an example needs is there
                 instruction_of(row, prompts)
                 languages_of(row)
         yield row

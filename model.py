@@ -43,8 +43,10 @@ def instruct(prompt: str, text: str) -> str:
 
 
 def embed_one(decoder, tokenizer, text: str, prompt: str = "") -> torch.Tensor:
-    """The whole idea (section 3.2), for one text -> [D]. `Embedder` adds batches, a limit to the length,
-    GPUs."""
+    """The whole idea (section 3.2), for one text -> [D].
+
+    `Embedder` adds batches, a limit to the length, GPUs.
+    """
     ids = tokenizer.encode(instruct(prompt, text), add_special_tokens=False).ids
     ids = [decoder.config.bos_token_id, *ids, decoder.config.eos_token_id]
     hidden = decoder(torch.tensor([ids]))            # [1, T, D]

@@ -40,8 +40,9 @@ from plumbing.run import Run
 # ------------------------------------------------------------------------------------------------ the loss
 
 def info_nce(queries, documents, targets, temperature: float, valid=None, margin=None):
-    """Eq. 2 and 3 (section 3.2): the mean over queries of -log softmax(cosine / temperature) at the own
-    positive.
+    """The loss of section 3.2, Eq. 2 and 3.
+
+    It is the mean over queries of -log softmax(cosine / temperature) at the query's own positive.
 
     queries [Q, D] and documents [M, D]: unit rows. targets [Q]: the column of each query's positive. valid
     [Q, M] bool: the documents that count for a query. margin: leave out negatives whose cosine is above the
@@ -145,8 +146,9 @@ def seed_chunk(*key: int) -> None:
 
 
 def cached_gradients(embed, chunks: list[Chunk], vectors, loss, kept=0, key=(0,), scale=1.0):
-    """Add to .grad the gradient of loss(vectors [N, D]), with one chunk's graph in memory at a time: by
-    that, section 4.2's batch of 2,048 fits on one GPU.
+    """Add to .grad the gradient of loss(vectors [N, D]), with one chunk's graph in memory at a time.
+
+    So section 4.2's batch of 2,048 queries fits on one GPU.
 
     embed: token ids of n texts -> [n, D], in train mode. vectors: zeros [N, D]; they are filled here.
     kept: so many of the first chunks keep their graph. key: (seed, step, rank), from which dropout is

@@ -7,6 +7,6 @@
     study       the paper's claims in small
 
 workflow.py is what `make base`, `data`, `train`, `eval`, `tour` and `bench` run; tour.py shows one example's
-life. embed.py (vectors and search from the shell) and plot.py (pictures) also run by path: `python
-tools/embed.py`.
+life, exercise.py checks a reader's answers, pictures.py draws README's pictures. embed.py (vectors and
+search from the shell) and plot.py (plots of results) also run by path: `python tools/embed.py`.
 """

@@ -46,6 +46,7 @@ CHOICES = {"PRESET": ("demo", "paper"), "PUBLIC": ("", "1", "only"),
            "DTYPE": ("", "float32", "float16", "bfloat16")}
 SYNTHETIC, LIVE, PUBLIC = "data/synthetic.jsonl", "data/llm.jsonl", "data/public/flags"
 ENGLISH = "data/english.jsonl"              # of SYNTHETIC the part that the demo's base model can read
+RECORDED = [SYNTHETIC], [ENGLISH]           # training on nothing else is the preset's own run
 
 # The paper's recipe is train.py's defaults; the demo scales it down to minutes on two cores. --keep-tokens
 # covers its whole batch, so that each text is embedded once: memory is no concern here.
@@ -57,7 +58,7 @@ PEERS = "results/peers_mini.json"           # scores of other systems on data/mi
 # What the demo says at its end.
 CLOSING = """
 What the numbers mean: 100 is perfect, and the average is over the eight tasks. `base` is the model as it
-was built, `trained` the same after {steps} steps on examples that an LLM wrote, of other tasks than these.
+was built, `trained` the same after training on examples that an LLM wrote, of other tasks than these.
 MiniLM is an embedder that many use. An LLM wrote the test sets, too: they compare models, and are not
 MTEB's scores.
 
@@ -324,7 +325,7 @@ def run_folder(typed: Variables) -> Path:
         check(folder.is_relative_to("runs") and ".." not in folder.parts,
               f"RUN={typed['RUN']}: the name of a folder in runs/")
         return folder
-    if data_files(typed) in ([SYNTHETIC], [ENGLISH]):
+    if data_files(typed) in RECORDED:
         return Path("runs", typed["PRESET"])
     names = []
     for path in map(path_of, data_files(typed)):
@@ -371,7 +372,7 @@ def recipe(typed: Variables, data: list[str]) -> list[str]:
     dtype = number_format(typed)
     flags = DEMO.format(steps=STEPS, dtype=dtype).split() + its_pooling(typed) + added
     planned = planned_steps(flags, data[1::2], most=200)
-    demo = data in (["--data", SYNTHETIC], ["--data", ENGLISH])
+    demo = data[1::2] in RECORDED
     warmup = 20
     if not demo or planned < warmup:                       # fewer examples, fewer steps: a tenth is warm-up
         warmup = min(warmup, planned // 10)
@@ -500,7 +501,7 @@ def evaluate(typed: Variables) -> None:
     title = f"eval: {model} and {folder} on {' '.join(tasks)}: about a minute for each on 2 cores"
     run_unless_done(typed, title, arguments, inputs, output, folder / f".scored-{output.name}")
     if output == Path("results/demo.json") and not typed["DRY_RUN"]:
-        say(CLOSING.format(steps=STEPS, python=python_here(), run=folder))
+        say(CLOSING.format(python=python_here(), run=folder))
 
 
 def tour(typed: Variables) -> None:
