@@ -70,6 +70,16 @@ def test_a_model_that_is_called_like_a_published_one_stands_beside_it(capsys):
     assert printed.splitlines()[0].count(name) >= 2 and "11.1" in printed
 
 
+def test_recorded_scores_stand_beside_published_ones(capsys):
+    result = {"tasks": {"STS12": 0.111}, "categories": {"STS": 0.111}, "average": 0.111, "missing": []}
+    other = {"tasks": {"STS12": 0.222}, "categories": {"STS": 0.222}, "average": 0.222, "source": "made by hand"}
+    print_table({"ours": result}, read_benchmark("eng-v1"), {"other": other})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[0] == "ours" and lines[0].split()[-1] == "other"
+    row = next(line for line in lines if line.startswith("STS12")).split()
+    assert row[1] == "11.1" and row[-1] == "22.2" and "other: made by hand" in lines
+
+
 def test_a_benchmark_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="--benchmark eng-v9: prompts/tasks.json has .*eng-v1"):
         read_benchmark("eng-v9")
