@@ -1,7 +1,7 @@
 """evaluate.py: a model -> its scores on eight kinds of task: MTEB's seven and bitext mining (2401.00368).
 
-    python evaluate.py models/smollm2-135m-l6 runs/demo --names base trained --tasks data/mini \\
-        --out results/demo.json
+    python evaluate.py models/smollm2-135m-l6 runs/demo --names base trained --pooling weighted-mean \\
+        --max-length 96 --out results/mine.json                                       # data/mini
     torchrun --nproc_per_node 8 evaluate.py runs/full --tasks data/mteb --benchmark eng-v1 --cache cache/full
 
 A task is a folder: task.json (name, kind, metric, prompt, split) and JSON lines, laid out by kind:
@@ -431,7 +431,7 @@ def score_task(task: dict, encoder: Encoder) -> dict:
     return scores
 
 
-def score_or_recall(task: dict, encoder: Encoder, log: ScoreLog, model: str) -> dict:
+def score_or_reuse(task: dict, encoder: Encoder, log: ScoreLog, model: str) -> dict:
     """A task's scores: from the log, if this model has them with these settings; else made and logged."""
     args = encoder.args
     stored = [encoder.dim, encoder.quantize, args.cache_dtype]
@@ -451,7 +451,7 @@ def evaluate(encoder: Encoder, tasks: list[dict], benchmark=None, log=ScoreLog()
     A benchmark's task may have parts (languages, sub-forums). If one is missing, the task gets no score, as
     in MTEB.
     """
-    details = {task["name"]: score_or_recall(task, encoder, log, model) for task in tasks}
+    details = {task["name"]: score_or_reuse(task, encoder, log, model) for task in tasks}
     scores = {name: detail["main_score"] for name, detail in details.items()}
     missing = []
     if benchmark:
@@ -518,8 +518,8 @@ def options(argv=None):
     add("--max-length", type=positive(int), default=512, help="tokens of a text, BOS and EOS included")
     add("--pooling", help="last, mean or weighted-mean (default: as the run was trained)")
     add("--instruct", default="released", choices=INSTRUCTED,
-        help="who gets the instruction. released: all texts but retrieval's documents; queries: nor "
-             "reranking's candidates; both: documents too; none: no text")
+        help="who gets the instruction. released: all texts but retrieval's documents; queries: all but "
+             "those and reranking's candidates; both: all; none: none")
     add("--normalize", default="released", choices=("released", "always", "never"),
         help="which vectors get length 1. released: those of all kinds but classification")
     add("--dim", type=at_least_0(int), nargs="+", default=[0],

@@ -15,7 +15,7 @@ Read it in this order: the six types of task, the templates, how a request is dr
 (examples), the request as it goes over the wire, how an answer becomes an example, the file of examples, the
 whole run, the flags.
 
-Four words: a template is a file of prompts/; filled, it is the message that the LLM gets. An instruction is
+Three words: a template is a file of prompts/; filled, it is the message that the LLM gets. An instruction is
 the sentence that says what a query wants; it stands under "prompt" in the file of examples.
 
 A run can stop anywhere. Each answer is on disk before anything reads it, and the same command asks only for
@@ -42,11 +42,11 @@ What it leaves to plumbing/, because none of it is the method:
 # long-long      3 %    2    a text -> another long text that matches it (no hard negative)
 # short-short    3 %    2    a short text -> another short text that matches it (no hard negative)
 #
-# In four types the query and the positive differ in meaning, and an instruction says how they relate:
+# In four types, the asymmetric ones, query and positive differ in meaning; an instruction says how:
 # "given a tenant's question, find the law that answers it". To get many different instructions, the LLM
 # first lists tasks (step 1, prompts/short-long.brainstorm.txt), then writes one example of one of them in a
-# new conversation (step 2, prompts/short-long.txt). The other two, sts and bitext, have one instruction each
-# and step 2 alone.
+# new conversation (step 2, prompts/short-long.txt). The other two, sts and bitext, are symmetric; they have
+# one instruction each, and step 2 alone.
 #
 # The code says kind for a type of task: `type` is a word of Python's own. A further type is an entry in
 # prompts/values.json and its templates; the code need not know it.

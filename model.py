@@ -205,7 +205,7 @@ class Attention(nn.Module):
         self.lora_dropout = nn.Dropout(0.0)
 
     def forward(self, x, cos, sin):
-        dropped = self.lora_dropout(x)                   # peft draws a mask for each projection
+        dropped = self.lora_dropout(x)                   # one mask for q, k and v; peft draws three
         q = self.split_heads(self.q_proj(x, dropped))    # [B, H, T, d]
         k = self.split_heads(self.k_proj(x, dropped))    # [B, K, T, d]
         v = self.split_heads(self.v_proj(x, dropped))
@@ -369,7 +369,8 @@ def to_device(tensor, device):
 class Embedder:
     """A decoder and its tokenizer: one vector a text.
 
-    The vector is the last layer's state, after the final norm, at an EOS that we append (section 3.2).
+    The vector is the last layer's state, after the final norm, at an EOS that we append (section 3.2); or,
+    with another `pooling`, a mean of all its states.
     """
 
     def __init__(self, decoder: Decoder, tokenizer, max_length=512, pooling="last", base=""):

@@ -10,7 +10,8 @@ In: a base model, and examples as JSON lines, {"prompt", "query", "pos": [..], "
 is that of generate.py's task, such as "sts". Out: a run's folder with a LoRA adapter.
 
 Read it in this order: the loss; the cached gradient, by which a batch of 2,048 queries fits; which examples
-make a batch; one step; the loop. The flags come last; their defaults are the paper's recipe.
+make a batch; one step; the loop. The flags come last; their defaults are the paper's recipe, and the mask,
+of which the paper says nothing.
 
 Left to plumbing/: examples.py reads examples from files of any size, run.py keeps a run safe (folder,
 checkpoints, log, signals), ranks.py sums over the processes of torchrun. No formula of the method is there.
@@ -148,7 +149,7 @@ def seed_chunk(*key: int) -> None:
 def cached_gradients(embed, chunks: list[Chunk], vectors, loss, kept=0, key=(0,), scale=1.0):
     """Add to .grad the gradient of loss(vectors [N, D]), with one chunk's graph in memory at a time.
 
-    So section 4.2's batch of 2,048 queries fits on one GPU.
+    So section 4.2's batch of 2,048 queries needs the graph of one chunk.
 
     embed: token ids of n texts -> [n, D], in train mode. vectors: zeros [N, D]; they are filled here.
     kept: so many of the first chunks keep their graph. key: (seed, step, rank), from which dropout is
@@ -250,7 +251,7 @@ def with_instruction(example: dict, style: str) -> tuple[str, str]:
 
 
 def document_instruction(example: dict, args) -> str:
-    """None in the paper; with --both-sides, that of the query in symmetric tasks."""
+    """Empty, as in the paper; with --both-sides, the query's in the symmetric tasks, sts and bitext."""
     symmetric = example["type"] in ("sts", "bitext")
     if symmetric and args.both_sides and args.instruction == "task":
         return example["prompt"]
@@ -263,8 +264,8 @@ class Batch:
     numbers: np.ndarray             # [Q] which examples
     token_ids: list[list[int]]      # of the n texts that this rank embeds
     indices: torch.Tensor           # [n] which of the N texts they are
-    queries: int                    # Q
-    texts: int                      # N
+    query_count: int                # Q
+    text_count: int                 # N
     valid: torch.Tensor             # [Q, M] bool: which documents count for a query
 
 
@@ -303,11 +304,11 @@ def documents_that_count(examples, numbers, documents: list[str]) -> np.ndarray:
     Known means that any example calls it a positive of the same instruction and query. Such a document is
     no negative. The query's own positive stays True.
     """
-    documents = np.array([text_hash(text) for text in documents])
-    valid = np.empty((len(numbers), len(documents)), bool)
+    hashes = np.array([text_hash(text) for text in documents])
+    valid = np.empty((len(numbers), len(hashes)), bool)
     for query, number in enumerate(numbers):
         known = examples.known_positives(number)                     # hashes
-        valid[query] = ~np.isin(documents, known)
+        valid[query] = ~np.isin(hashes, known)
         valid[query, query] = True
     return valid
 
@@ -340,14 +341,14 @@ def learning_rate(step: int, steps: int, args) -> float:
     return args.lr * (steps - step) / max(1, steps - args.warmup_steps)
 
 
-def batch_loss(vectors, queries: int, valid, args):
-    """The loss of a whole batch: vectors [N, D], the first `queries` rows are the queries'."""
-    targets = torch.arange(queries, device=vectors.device)           # query i's positive is document i
+def batch_loss(vectors, query_count: int, valid, args):
+    """The loss of a whole batch: vectors [N, D], of which the first Q = query_count are the queries'."""
+    targets = torch.arange(query_count, device=vectors.device)       # query i's positive is document i
 
     def loss(q, d):
         return info_nce(q, d, targets, args.temperature, valid, args.mask_margin)
 
-    return matryoshka(loss, vectors[:queries], vectors[queries:], args.matryoshka)
+    return matryoshka(loss, vectors[:query_count], vectors[query_count:], args.matryoshka)
 
 
 def training_step(run: Run, batch: Batch, started: float) -> dict:
@@ -357,11 +358,11 @@ def training_step(run: Run, batch: Batch, started: float) -> dict:
     valid = to_device(batch.valid, device)
 
     def loss(vectors):
-        return batch_loss(vectors, batch.queries, valid, args)
+        return batch_loss(vectors, batch.query_count, valid, args)
 
     chunks = make_chunks(batch, args.tokens_per_chunk, device)
     kept = chunks_to_keep(chunks, args.tokens_per_chunk if args.keep_tokens is None else args.keep_tokens)
-    vectors = torch.zeros(batch.texts, run.embedder.decoder.config.hidden_size, device=device)
+    vectors = torch.zeros(batch.text_count, run.embedder.decoder.config.hidden_size, device=device)
     scale = run.scaler.scale(torch.ones((), device=device))          # 1, except in float16
     run.optimizer.zero_grad(set_to_none=False)                   # a rank without texts joins the sum, too
     value = cached_gradients(run.embedder.embed, chunks, vectors, loss, kept, (args.seed, step, rank()),
@@ -376,8 +377,8 @@ def training_step(run: Run, batch: Batch, started: float) -> dict:
     run.scaler.step(run.optimizer)                               # skips a step whose gradients overflowed
     run.scaler.update()
 
-    queries, documents = vectors.tensor_split([batch.queries])
-    targets = torch.arange(batch.queries, device=device)
+    queries, documents = vectors.tensor_split([batch.query_count])
+    targets = torch.arange(batch.query_count, device=device)
     figures = {
         "loss": value,
         "accuracy": in_batch_accuracy(queries, documents, targets, valid),
@@ -389,7 +390,7 @@ def training_step(run: Run, batch: Batch, started: float) -> dict:
 
 
 def worst_step(run: Run) -> None:
-    """The gradients of a step of the largest size: a GPU that is too small is full now.
+    """The gradients of the largest step, before the first: a GPU that is too small fails now.
 
     That is: graphs of as many tokens as may keep theirs, and the vectors and scores of a whole batch.
     """
@@ -422,18 +423,18 @@ def held_out(embedder: Embedder, batches: list[Batch], args) -> dict:
     embedder.decoder.eval()
     total_loss = total_accuracy = visited = 0
     for batch in batches:
-        vectors = torch.zeros(batch.texts, embedder.decoder.config.hidden_size, device=embedder.device)
+        vectors = torch.zeros(batch.text_count, embedder.decoder.config.hidden_size, device=embedder.device)
         for chunk in make_chunks(batch, args.tokens_per_chunk, embedder.device):
             vectors[chunk.indices] = embedder.embed(chunk.token_ids)
         sum_over_ranks(vectors)                                      # the ranks share the texts
-        queries, documents = vectors.tensor_split([batch.queries])
-        targets = torch.arange(batch.queries, device=embedder.device)
+        queries, documents = vectors.tensor_split([batch.query_count])
+        targets = torch.arange(batch.query_count, device=embedder.device)
         valid = to_device(batch.valid, embedder.device)
         loss = info_nce(queries, documents, targets, args.temperature, valid)
         accuracy = in_batch_accuracy(queries, documents, targets, valid)
-        total_loss += batch.queries * loss.item()
-        total_accuracy += batch.queries * accuracy.item()
-        visited += batch.queries
+        total_loss += batch.query_count * loss.item()
+        total_accuracy += batch.query_count * accuracy.item()
+        visited += batch.query_count
     embedder.decoder.train()
     return {"eval_loss": total_loss / visited, "eval_accuracy": total_accuracy / visited}
 
@@ -545,7 +546,8 @@ def options(argv=None):
     add("--prompt", default="", help="instruction of examples that bring none")
     add("--batches", choices=("mixed", "homogeneous"), default="mixed",
         help="homogeneous: one task type (or file) a batch; the paper does not say")
-    add("--no-mask", action="store_true", help="count known positives of the same query as negatives too")
+    add("--no-mask", action="store_true",
+        help="count known positives of the same query as negatives too; the paper does not say")
     add("--mask-margin", type=finite, help="drop negatives that score above the positive's cosine + margin")
     add("--matryoshka", type=positive(int), nargs="*", default=[], metavar="DIM",
         help="train these cuts too")

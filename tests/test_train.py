@@ -104,8 +104,8 @@ def double(base, data, tmp_path):
 
 
 def loss_of(batch):
-    targets = torch.arange(batch.queries)
-    return lambda v: train.info_nce(v[:batch.queries], v[batch.queries:], targets, 0.02, batch.valid)
+    targets = torch.arange(batch.query_count)
+    return lambda v: train.info_nce(v[:batch.query_count], v[batch.query_count:], targets, 0.02, batch.valid)
 
 
 def flat_gradient(embedder):
@@ -115,7 +115,7 @@ def flat_gradient(embedder):
 def one_graph(embedder, batch, tokens_per_chunk, key):
     """The reference: the same chunks with the same dropout, in one ordinary graph -> (loss, gradient)."""
     embedder.decoder.zero_grad()
-    vectors = [None] * batch.texts
+    vectors = [None] * batch.text_count
     for number, chunk in enumerate(train.make_chunks(batch, tokens_per_chunk, embedder.device)):
         train.seed_chunk(*key, number)
         for position, v in zip(chunk.indices, embedder.embed(chunk.token_ids)):
@@ -130,7 +130,7 @@ def cached(embedder, batch, tokens_per_chunk, keep_tokens, key=(0,)):
     embedder.decoder.zero_grad()
     chunks = train.make_chunks(batch, tokens_per_chunk, embedder.device)
     kept = train.chunks_to_keep(chunks, keep_tokens)
-    vectors = torch.zeros(batch.texts, 32, dtype=torch.float64)
+    vectors = torch.zeros(batch.text_count, 32, dtype=torch.float64)
     loss = train.cached_gradients(embedder.embed, chunks, vectors, loss_of(batch), kept, key)
     return loss, flat_gradient(embedder), vectors
 
@@ -142,7 +142,7 @@ def close(value, reference):
 def test_the_idea_alone_is_the_gradient(double):
     embedder, batch = double
     _, wanted = one_graph(embedder, batch, 10**9, (0,))
-    rows = [None] * batch.texts
+    rows = [None] * batch.text_count
     for position, row in zip(batch.indices, batch.token_ids):
         rows[position] = row
     embedder.decoder.zero_grad()
@@ -294,7 +294,7 @@ def test_ranks_share_a_batch_without_overlap(data, base, tmp_path):
     examples = Examples([str(data)])
     parts = [train.prepare(examples, np.arange(5), lambda t, p: t, args, 0, part, 3) for part in range(3)]
     assert sorted(np.concatenate([part.indices for part in parts])) == list(range(15))
-    assert all(part.texts == 15 and part.valid.equal(parts[0].valid) for part in parts)
+    assert all(part.text_count == 15 and part.valid.equal(parts[0].valid) for part in parts)
 
 
 @pytest.mark.parametrize("style, wanted", [

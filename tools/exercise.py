@@ -280,10 +280,10 @@ def accumulation(base, folder):
 
 
 def loss_of(embedder, batch, args) -> float:
-    vectors = torch.zeros(batch.texts, embedder.decoder.config.hidden_size)
+    vectors = torch.zeros(batch.text_count, embedder.decoder.config.hidden_size)
     with torch.no_grad():
         vectors[batch.indices] = embedder.embed(batch.token_ids)
-    return float(train.batch_loss(vectors, batch.queries, batch.valid, args))
+    return float(train.batch_loss(vectors, batch.query_count, batch.valid, args))
 
 
 def attention_sink(base, folder):

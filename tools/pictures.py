@@ -340,7 +340,7 @@ def small_batch() -> tuple[list[tuple[str, str]], train.Batch]:
         write_jsonl(file, BATCH)
         args = train.options(["--base", "any", "--data", str(file), "--out", "any"])
         batch = train.prepare(Examples([str(file)]), range(len(BATCH)), tokenize, args, step=0)
-    texts = [None] * batch.texts
+    texts = [None] * batch.text_count
     for index, text in zip(batch.indices.tolist(), seen):
         texts[index] = text
     return texts, batch
@@ -403,7 +403,7 @@ def draw_row(picture, row, positives, documents, valid):
 
 def score_matrix() -> Picture:
     texts, batch = small_batch()
-    Q, valid = batch.queries, batch.valid.tolist()
+    Q, valid = batch.query_count, batch.valid.tolist()
     queries, documents = texts[:Q], [text for _, text in texts[Q:]]
     M, right = len(documents), CORNER[0] + len(documents) * CELL + 20
     picture = Picture("The scores of a batch: each query with every document", 660)

@@ -78,7 +78,7 @@ def show_data(row: dict, rows: list[dict], prompts: dict) -> None:
         show(generate.instruction_of(row, prompts))
         show("(all requests of this type have it)")
 
-    title("2. The prompt as sent")
+    title("2. The message, as sent")
     show(generate.message_of(row, prompts))
 
     title("3. The LLM's answer")
@@ -131,7 +131,7 @@ def show_tokens(embedder: Embedder, ids: list[int], what: str) -> None:
 def vectors_of(embedder: Embedder, batch: train.Batch, args) -> torch.Tensor:
     """The vectors of a batch's texts [N, D], as the first pass of a step makes them, without dropout."""
     embedder.decoder.eval()
-    vectors = torch.zeros(batch.texts, embedder.decoder.config.hidden_size)
+    vectors = torch.zeros(batch.text_count, embedder.decoder.config.hidden_size)
     with torch.no_grad():
         for chunk in train.make_chunks(batch, args.tokens_per_chunk, embedder.device):
             vectors[chunk.indices] = embedder.embed(chunk.token_ids)
@@ -140,10 +140,10 @@ def vectors_of(embedder: Embedder, batch: train.Batch, args) -> torch.Tensor:
 
 def losses_of(vectors, batch: train.Batch, temperature: float) -> tuple[float, list[float]]:
     """(the batch's loss, that of each query)."""
-    queries, documents = vectors.tensor_split([batch.queries])
-    targets = torch.arange(batch.queries)
+    queries, documents = vectors.tensor_split([batch.query_count])
+    targets = torch.arange(batch.query_count)
     each = [train.info_nce(queries[i:i + 1], documents, targets[i:i + 1], temperature, batch.valid[i:i + 1])
-            for i in range(batch.queries)]
+            for i in range(batch.query_count)]
     whole = train.info_nce(queries, documents, targets, temperature, batch.valid)
     return whole.item(), [loss.item() for loss in each]
 
@@ -190,7 +190,7 @@ def show_batch(trained: Embedder, untrained: Embedder, examples: Examples, chose
           f"loss log(sum) = {losses[0]:.4f}")
     added = " + ".join(f"{value:.4f}" for value in losses)
     print(f"    the batch's, a mean over queries: ({added}) / {Q} = {loss:.4f}")
-    print(f"    before training: {before:.4f}")
+    print(f"    the same batch before training: {before:.4f}")
 
     values = " ".join(f"{value:.4f}" for value in queries[0, :8].tolist())
     title(f"8. The query's vector: {queries.shape[1]} values, of length 1; pooling: {trained.pooling}")
@@ -211,7 +211,7 @@ def show_search(trained: Embedder, untrained: Embedder, examples: Examples, firs
     instructions, texts = zip(*documents)
     relevance = {str(list(documents).index((train.document_instruction(own, args), own["pos"][0]))): 1}
 
-    title(f"9. A search in {len(texts)} {own['type']} documents; nDCG@10: 1 / log2(1 + the positive's rank)")
+    title(f"9. A search in {len(texts)} {own['type']} documents; nDCG@10: 1 / log2(1 + rank), 0 past rank 10")
     print(f"    {'cosines':12}{'lowest':>10}{'median':>10}{'highest':>10}"
           f"{'positive':>10}{'rank':>7}{'nDCG@10':>10}")
     for name, embedder in {"untrained": untrained, "trained": trained}.items():

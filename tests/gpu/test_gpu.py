@@ -100,7 +100,7 @@ def gradient(embedder, base, keep_tokens, seed=0):
     valid = to_device(batch.valid, embedder.device)
     chunks = train.make_chunks(batch, 512, embedder.device)
     kept = train.chunks_to_keep(chunks, keep_tokens)
-    vectors = torch.zeros(batch.texts, CONFIG["hidden_size"], device=embedder.device)
+    vectors = torch.zeros(batch.text_count, CONFIG["hidden_size"], device=embedder.device)
     passes = {}                                        # a chunk's first text -> its vectors, of each pass
 
     def embed(rows):

@@ -25,9 +25,9 @@ args = train.options(["--base", base, "--data", data, "--out", "unused"])
 batch = train.prepare(Examples([data]), np.arange(int(queries)), embedder.tokenize, args, 0, rank(), world_size())
 tokens = int(tokens) if rank() == 0 else int(tokens) // 3                      # other chunks on the other ranks
 chunks = train.make_chunks(batch, tokens, embedder.device)
-vectors = torch.zeros(batch.texts, 32, dtype=torch.float64)
+vectors = torch.zeros(batch.text_count, 32, dtype=torch.float64)
 loss = train.cached_gradients(
-    embedder.embed, chunks, vectors, lambda v: train.batch_loss(v, batch.queries, batch.valid, args),
+    embedder.embed, chunks, vectors, lambda v: train.batch_loss(v, batch.query_count, batch.valid, args),
     key=(0, 0, rank()))
 sum_over_ranks(*[parameter.grad for parameter in parameters.values()])
 if rank() == 0:

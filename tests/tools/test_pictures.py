@@ -72,7 +72,7 @@ def test_the_flow_names_what_is_there():
 
 def test_the_score_matrix_masks_what_train_masks():
     texts, batch = pictures.small_batch()
-    documents = [text for _, text in texts[batch.queries:]]
+    documents = [text for _, text in texts[batch.query_count:]]
     masked = {(row, column): pictures.why_masked(row, column, documents[:5], documents)
               for row in range(5) for column in range(10) if not batch.valid[row, column]}
     # by hand: 0 and 1 share the label billing, which is the hard negative of 2; 2's label is 0's hard negative;

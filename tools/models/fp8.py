@@ -115,10 +115,10 @@ def gradients(embedder, batch, args) -> tuple[torch.Tensor, torch.Tensor]:
     for parameter in parameters:
         parameter.grad = None
     chunks = train.make_chunks(batch, args.tokens_per_chunk, embedder.device)
-    vectors = torch.zeros(batch.texts, embedder.decoder.config.hidden_size, device=embedder.device)
+    vectors = torch.zeros(batch.text_count, embedder.decoder.config.hidden_size, device=embedder.device)
     valid = batch.valid.to(embedder.device)
     train.cached_gradients(embedder.embed, chunks, vectors,
-                           lambda v: train.batch_loss(v, batch.queries, valid, args))
+                           lambda v: train.batch_loss(v, batch.query_count, valid, args))
     return vectors, torch.cat([parameter.grad.flatten() for parameter in parameters])
 
 
@@ -145,7 +145,7 @@ def measure(base, data, queries=64, max_length=512, dtype=None, device=None, tok
 
     def relative(found, exact):
         return float((found - exact).norm() / exact.norm())
-    return {"queries": batch.queries, "texts": batch.texts,
+    return {"queries": batch.query_count, "texts": batch.text_count,
             "vectors": relative(fp8_vectors, exact_vectors),
             "lora_gradients": relative(fp8_lora, exact_lora),
             "gradient_cosine": float(torch.cosine_similarity(fp8_lora, exact_lora, dim=0))}

@@ -17,7 +17,9 @@ PUBLIC_TYPES = {"multi30k_bitext": "bitext", "tanaka_enja": "bitext", "lafand_bi
                 "clinc150_intent": "long-short"}
 
 
-MINED, MOST_MINED = "mined", 8000       # pairs of a public file, at most
+MINED = "mined"
+MOST_MINED = 8000                       # pairs of a public file that get a mined negative, at most
+MINED_AN_EPOCH = 1500                   # of them in an epoch, at most: no file may drown the others
 ALL_LANGUAGES = "all-languages"         # the whole synthetic file's name, beside that of one language
 OURS = ("synthetic", ALL_LANGUAGES)
 
@@ -77,22 +79,23 @@ def draw_examples(info: dict, number: int) -> dict:
 
 def mined_files(files: dict[str, dict], model: Path, max_length: int, dtype: str | None) -> dict[str, dict]:
     """The synthetic file as it is, and of each public one a part, with hard negatives that a model of the
-    study has found: the paper mined its public data so, too (section 4.2).
+    study has found, beside those that a row has: the paper mined its public data, too (section 4.2).
 
-    model: the run that mines. A file that it has mined before is left as it is.
+    Translations stay away: the study's base reads English. model: the run that mines. A file that it has
+    mined before is left as it is.
     """
     adapter = model / "adapter_model.safetensors"
     check(adapter.exists(), f"{model}: not trained yet: it is to mine the negatives, so run its row first")
     mined = {"synthetic": files["synthetic"]}
     for name, info in files.items():
-        if name in OURS or not info["kept"]:
+        if name in OURS or not info["kept"] or PUBLIC_TYPES.get(name) == "bitext":
             continue
         few = draw_examples(info, min(info["kept"], MOST_MINED))
         out = Path(few["file"]).with_suffix(".mined.jsonl")
-        done, key = out.with_suffix(".key"), f"{few['key']} {few['kept']} mined by {file_hash(adapter)}"
+        done, key = out.with_suffix(".key"), f"{few['key']} {few['kept']} and mined by {file_hash(adapter)}"
         if not (out.exists() and done.exists() and done.read_text() == key):
             print(f"mining {few['file']}", flush=True)
-            flags = ["--max-length", str(max_length), *(["--dtype", dtype] if dtype else [])]
+            flags = ["--keep", "--max-length", str(max_length), *(["--dtype", dtype] if dtype else [])]
             mine.main([str(model), few["file"], "--out", str(out), *flags])
             write_text(done, key)
         mined[name] = few | {"file": str(out), "key": key}
@@ -102,16 +105,14 @@ def mined_files(files: dict[str, dict], model: Path, max_length: int, dtype: str
 def mixture(data: str, files: dict[str, dict]) -> dict[str, float]:
     """{file: share of it in each epoch}. Public files count alike, together as much as the synthetic set.
 
-    data: "synthetic", "public", "both" or "all-languages"; "mined": each file whole, as mined_files gives
-    them.
+    data: "synthetic", "public", "both" or "all-languages"; "mined": of mined_files' public ones, up to
+    MINED_AN_EPOCH each.
     """
     if data == ALL_LANGUAGES:
         return {ALL_LANGUAGES: 1.0}
-    if data == MINED:
-        return dict.fromkeys(files, 1.0)
     public = {name: info["kept"] for name, info in files.items() if name not in OURS and info["kept"]}
-    each = files["synthetic"]["kept"] / max(1, len(public))
-    shares = {"synthetic": 1.0} if data in ("synthetic", "both") else {}
-    if data in ("public", "both"):
+    each = MINED_AN_EPOCH if data == MINED else files["synthetic"]["kept"] / max(1, len(public))
+    shares = {"synthetic": 1.0} if data in ("synthetic", "both", MINED) else {}
+    if data in ("public", "both", MINED):
         shares |= {name: round(min(1, each / kept), 6) for name, kept in public.items()}
     return shares

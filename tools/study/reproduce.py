@@ -43,7 +43,8 @@ RECIPE = ("--batch-size 16 --max-length 64 --lr 1.5e-3 --warmup-steps 20 --both-
           "--lora-dropout 0 --epochs 5 --max-steps 240 --tokens-per-chunk 2048 --keep-tokens 32768")
 
 COUNTS = 250, 500, 1000, 2000
-LONG = "--pooling weighted-mean --batch-size 64 --epochs 2 --max-steps 2000 --warmup-steps 100 --lr 1e-3"
+LONG = ("--pooling weighted-mean --lora-rank 64 --lora-alpha 128 --batch-size 64 --epochs 7 --max-steps 1600 "
+        "--warmup-steps 100 --lr 1e-3")
 MINER = "both-weighted-mean"                             # the row whose first model finds LONG's negatives
 TWO_EPOCHS = "--epochs 2 --max-steps 1000 --warmup-steps 5"
 
@@ -78,7 +79,7 @@ ROWS = {
                                  flags="--pooling weighted-mean", main=True),
     "both-weighted-mean": Row("pooling", "train", "synthetic and public, weighted-mean pooling", "both",
                               flags="--pooling weighted-mean", main=True),
-    "long": Row("data", "train", "long: both kinds, mined negatives, 120,000 queries", MINED, flags=LONG),
+    "long": Row("data", "train", "long: both kinds, mined negatives, 102,400 queries", MINED, flags=LONG),
     "rank-8": Row("LoRA", "train", "synthetic, LoRA rank 8", flags="--lora-rank 8"),
     "rank-32": Row("LoRA", "train", "synthetic, LoRA rank 32", flags="--lora-rank 32"),
     "no-instruction": Row("instructions", "train", "synthetic, no instruction", flags="--instruction none",

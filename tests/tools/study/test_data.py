@@ -34,6 +34,8 @@ def test_public_files_count_alike_and_balance_the_synthetic_set():
     files["all-languages"] = {"kept": 300}
     assert data.mixture("both", files) == {"synthetic": 1.0, "a": 0.05, "b": 1}
     assert data.mixture("all-languages", files) == {"all-languages": 1.0}
+    files["a"]["kept"] = 6000
+    assert data.mixture("mined", files) == {"synthetic": 1.0, "a": 0.25, "b": 1}     # 1,500 of each
 
 
 def test_a_smaller_draw_is_part_of_a_larger_one(tmp_path):

@@ -160,8 +160,9 @@ def test_the_long_row_trains_on_negatives_that_the_study_mined(study, tmp_path):
     words = "apple beech cedar dahlia elder fern ginger hazel iris juniper kale lilac maple nettle oak".split()
     rows = [{"prompt": "Find the reply", "query": f"who grew the {word}", "pos": [f"{word * 3} was mine"]}
             for word in words]
-    for name in ("snli_triplets", "other"):
+    for name in ("snli_triplets", "other", "tanaka_enja"):
         (tmp_path / "many" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = [{**row, "neg": ["nobody did"]} for row in rows]
     flags = ["--traindata", str(tmp_path / "many"), "--dtype", "float32"]
     with pytest.raises(UserError, match="both-weighted-mean-s0: not trained yet"):
         study("--rows", "long", *flags)
@@ -171,7 +172,10 @@ def test_the_long_row_trains_on_negatives_that_the_study_mined(study, tmp_path):
     synthetic, *mined = [spec.rpartition(":")[0] for spec in config["data"]]
     assert synthetic == found["data"]["synthetic"]["file"]
     assert [Path(file).name for file in mined] == [
-        "other.15.mined.jsonl", "snli_triplets.15.mined.jsonl"]
+        "other.15.mined.jsonl", "snli_triplets.15.mined.jsonl"]                      # and no translations
+    negatives = [[row["neg"] for row in read_rows(Path(file))] for file in mined]
+    assert all(old == "nobody did" and new for old, new in negatives[0])             # one kept, one mined
+    assert all(len(texts) == 1 for texts in negatives[1])
     assert found["rows"]["long"]["examples"] == 12 + 15 + 15
     before = [Path(file).stat().st_mtime_ns for file in mined]
     study("--rows", "long", *flags, "--seeds", "1", recipe="--max-length 24 --both-sides")
