@@ -42,7 +42,7 @@ from plumbing.blocks import BlockEncoder
 from plumbing.cache import DTYPES, VectorCache, probe, settings_of
 from plumbing.checkpoint import find_model, vector_size
 from plumbing.errors import Parser, at_least_0, check, command, positive
-from plumbing.files import write_json
+from plumbing.files import check_out, write_json
 from plumbing.finished import ScoreLog
 from plumbing.kmeans import kmeans
 from plumbing.logistic import logistic_regression
@@ -561,7 +561,7 @@ def main(argv=None):
               f"--dim {max(args.dim)}: {model}'s vectors hold {size} values")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        check(not args.out.is_dir(), f"--out {args.out}: a folder; name a file in it")
+        check_out(args.out)
     for task in tasks:                                       # and a bad row of the last task shows now
         check_task(task)
     recorded = read_recorded(args.beside, tasks)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import zlib
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def fits(value, kind) -> bool:
         return kind is bool
     if isinstance(value, float) and not math.isfinite(value):
         return False
+    if isinstance(value, int) and kind is float:           # JSON's whole numbers have no end, floats have
+        return abs(value) <= sys.float_info.max
     return isinstance(value, (int, float) if kind is float else kind)
 
 
@@ -85,11 +88,22 @@ def read_list(path: Path) -> list:
 def load_json(path: Path):
     path = Path(path)
     try:
-        return json.loads(path.read_bytes().removeprefix(BOM).decode())
+        return parse(path.read_bytes().removeprefix(BOM).decode())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from None
+
+
+def parse(text: str):
+    """The value that JSON text spells.
+
+    ValueError: it is none, or holds half a surrogate pair, which JSON can spell and UTF-8 cannot.
+    """
+    value = json.loads(text)
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def read_lines(path: Path):
@@ -109,13 +123,10 @@ def read_lines(path: Path):
 def parse_line(line: bytes, where: str, schema: dict = {}, any_characters=False) -> dict:
     """One line of JSON -> its object. UserError: not UTF-8, no JSON object, or not of the schema.
 
-    any_characters: half a surrogate pair may pass, which JSON can hold and UTF-8 cannot.
+    any_characters: half a surrogate pair may pass; see parse.
     """
     try:
-        text = line.decode()
-        value = json.loads(text)
-        if "\\u" in text and not any_characters:
-            json.dumps(value, ensure_ascii=False).encode()
+        value = (json.loads if any_characters else parse)(line.decode())
     except (ValueError, RecursionError) as error:
         hint = " (one JSON object a line is wanted)" if line[:1] != b"{" else ""
         raise UserError(f"{where}: not JSON in UTF-8: {error}{hint}") from None
@@ -142,18 +153,35 @@ def read_located(path: Path, schema: dict = {}, log=False, any_characters=False)
 
 # ---------------------------------------------------------------------------------------------- writing
 
-def replace_file(path: Path, write) -> None:
-    """Write a file whole or not at all: `write` makes it beside `path`, it is flushed and renamed."""
+def check_out(path: Path) -> None:
+    """Refuse what no file can be written over. Who works long before it writes asks at once."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    check(not path.is_dir(), f"{path}: a folder: name a file in it")
+    check(path.is_file() or not path.exists(), f"{path}: a device or a pipe: name a file")
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether to write one is to replace the other, by whatever links."""
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def replace_file(path: Path, write) -> None:
+    """Write a file whole or not at all: `write` makes it beside `path`, it is flushed and renamed.
+
+    Of a link, the file that it points to is replaced.
+    """
+    check_out(path)
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         write(beside)
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(beside, target)
     except Exception as error:
-        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":  # a full disk, mostly
+        faults = (OSError, UnicodeEncodeError)             # a full disk, mostly; half a surrogate pair
+        if isinstance(error, faults) or type(error).__name__ == "SafetensorError":
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{path}: cannot be written ({reason})") from None
         raise

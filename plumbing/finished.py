@@ -16,10 +16,14 @@ LINE = {"key": str, "model": str, "task": str, "scores": dict}
 
 
 def hash_of_task(task: dict) -> str:
-    """A hash of all that is scored: the description of the task, and its files."""
+    """A hash of all that is scored: the description of the task, and its files.
+
+    A score log is none of them, though --out may put it there: it grows with each task that is scored.
+    """
     folder = task["folder"]
     described = {key: value for key, value in task.items() if key != "folder"}
-    data = hash_files([*folder.glob("*.jsonl"), *folder.glob("qrels/*.tsv")])
+    rows = [path for path in folder.glob("*.jsonl") if not path.name.endswith(".tasks.jsonl")]
+    data = hash_files([*rows, *folder.glob("qrels/*.tsv")])
     return sha256(json.dumps([described, data], sort_keys=True).encode())
 
 

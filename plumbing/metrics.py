@@ -37,6 +37,7 @@ def spearman(x, y) -> float:
     >>> spearman([1, 2, 3, 4], [10, 30, 20, 40])         # 1 - 6 * (0 + 1 + 1 + 0) / (4 * 15)
     0.8
     """
+    x, y = np.asarray(x, float), np.asarray(y, float)    # of whole numbers past 64 bits, numpy makes objects
     if np.isnan(x).any() or np.isnan(y).any():
         return math.nan
     x, y = average_ranks(x), average_ranks(y)

@@ -5,11 +5,12 @@ readers, which name file and line of what does not fit. A corpus is never held i
 as it is needed.
 """
 import functools
+import os
 from pathlib import Path
 
 import numpy as np
 
-from plumbing.errors import check
+from plumbing.errors import UserError, check
 from plumbing.files import OPTIONAL, read_json, read_lines, read_located, text_hash
 
 CATEGORIES = {                        # kind -> MTEB's name for it, in the order of the paper's Table 1
@@ -49,6 +50,8 @@ TASK = {
 }
 DEFAULTS = {"prompt": "", "split": "test", "samples_per_label": 8}
 
+QRELS_SCORES = ("score", "relevance", "label", "grade", "rating")     # what a header calls its third column
+
 PAIR = {"sentence1": str, "sentence2": str}
 ROWS = {                              # kind -> the schema of a row
     "classification": {"text": str, "label": (int, str, bool)},
@@ -69,15 +72,37 @@ def find_tasks(folders: list[str]) -> list[dict]:
     """The tasks in or below the folders, by category and name. UserError: none, or two of one name."""
     tasks = {}
     for folder in folders:
-        paths = sorted(Path(folder).rglob("task.json"))
-        check(paths, f"{folder}: no task.json in or below it")
-        for path in paths:
+        for path in task_files(folder):
             task = read_task(path)
             known = tasks.setdefault(task["name"], task)
             same = known["folder"].resolve() == path.parent.resolve()
             check(same, f"{path}: {known['folder']} also calls itself {task['name']}")
     kinds = list(CATEGORIES)
     return sorted(tasks.values(), key=lambda task: (kinds.index(task["kind"]), task["name"]))
+
+
+def task_files(folder: str | Path) -> list[Path]:
+    """Each task.json in or below a folder, sorted. Links to folders are followed, each folder once.
+
+    UserError: there is none, or a folder cannot be read: what is passed over is missing in averages, and in
+    the texts that training must not see.
+    """
+    def refuse(error):
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})")
+
+    check(Path(folder).is_dir(), f"{folder}: no such folder")
+    paths, visited = [], set()
+    for path, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(path)
+        if real in visited:                                # a link to a folder above would never end
+            folders.clear()
+            continue
+        visited.add(real)
+        folders.sort()                                     # of two ways to a folder, the same one each time
+        if "task.json" in files:
+            paths.append(Path(path) / "task.json")
+    check(paths, f"{folder}: no task.json in or below it")
+    return sorted(paths)
 
 
 def read_task(path: Path) -> dict:
@@ -93,7 +118,12 @@ def read_task(path: Path) -> dict:
           f"{path}: metric {task['metric']!r}; {task['kind']} has {', '.join(metrics)}")
     for key in ("name", "prompt", "split"):
         check("\0" not in task[key], f"{path}: {key!r} holds a NUL")
-    check(task["samples_per_label"] > 0, f"{path}: 'samples_per_label' must be above 0")
+    split = task["split"]                     # names files in the folder, which a score's key is a hash of
+    check(split and "/" not in split and not split.endswith(".tasks"),
+          f"{path}: 'split' is {split!r}, but names a file of this folder: a plain name, such as test")
+    for key in ("samples_per_label", "bootstraps"):
+        check(task.get(key, 1) > 0, f"{path}: {key!r} must be above 0")
+    check(0 < task.get("sampled_share", 1) <= 1, f"{path}: 'sampled_share' must be above 0 and at most 1")
     check(any(path.parent.glob("*.jsonl")), f"{path.parent}: no .jsonl file in it")
     return task
 
@@ -117,7 +147,16 @@ def read_rows(path: Path, schema: dict = {}, check_row=None):
 def read_test(task: dict) -> list[dict]:
     """The rows of the task's split."""
     path = task["folder"] / f"{task['split']}.jsonl"
-    return list(read_rows(path, ROWS[task["kind"]], ROW_CHECKS.get(task["kind"])))
+    kind = task["kind"]
+    schema = ROWS[kind]
+    if kind == "clustering" and task.get("levels"):
+        schema = {**schema, "labels": [str]}               # a number has no levels
+    rows = list(read_rows(path, schema, ROW_CHECKS.get(kind)))
+    if kind == "clustering":
+        share, sentences = task.get("sampled_share", 1), sum(len(row["sentences"]) for row in rows)
+        check(int(share * sentences) > 0,
+              f"{path}: 'sampled_share' {share} of {sentences} sentences is none: raise it in task.json")
+    return rows
 
 
 def check_reranking(row: dict, where: str) -> None:
@@ -185,10 +224,12 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     for number, line in read_lines(path):
         try:
             query, document, grade = line.decode().split("\t")
+            if number == 1 and grade.strip().lower() in QRELS_SCORES:
+                continue                                               # the header
             grade = float(grade)
         except ValueError:
-            check(number == 1, f"{path}:{number}: needs query-id, corpus-id, score between tabs, in UTF-8")
-            continue                                                   # the header
+            raise UserError(f"{path}:{number}: needs query-id, corpus-id, score between tabs, in UTF-8") \
+                from None
         check(grade.is_integer(), f"{path}:{number}: needs a whole number as score, not {grade}")
         qrels.setdefault(query, {})[document] = int(grade)
     check(qrels, f"{path}: no judgements")

@@ -23,17 +23,20 @@ if __name__ == "__main__":
 from model import Embedder
 from plumbing.checkpoint import POOLINGS
 from plumbing.errors import Parser, UserError, check, command, positive
-from plumbing.files import replace_file
+from plumbing.files import BOM, replace_file
 from plumbing.progress import EVERY
 
 QUERY_PROMPT = "Given a web search query, retrieve relevant passages that answer the query"
 
 
 def read_lines(file):
-    """Yield the lines of a binary file as text; an empty line is an empty text."""
+    """Yield the lines of a binary file as text; an empty line is an empty text.
+
+    No BOM becomes part of a text: one stands at the file's start, or where files were joined.
+    """
     for number, line in enumerate(file, 1):
         try:
-            yield line.decode("utf-8").rstrip("\r\n")
+            yield line.removeprefix(BOM).decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise UserError(f"{file.name}:{number}: not UTF-8 ({error})") from None
 
@@ -130,6 +133,8 @@ def main(argv=None):
     out = getattr(args, "out", None)
     check(not out or out.suffix == ".npy",
           f"--out {out}: a name that ends in .npy, or leave it out for JSON lines")
+    check(sys.stdin or args.verb == "search", "encode: standard input is closed: texts come from it, < FILE")
+    check(sys.stdout or out, "standard output is closed: the result goes there, > FILE")
     embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype,
                              max_length=args.max_length, pooling=args.pooling)
     embedder.compile(args.compile)
@@ -137,6 +142,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(encoding="utf-8")            # as the texts came in, whatever the locale says
+    if sys.stdout:                                      # it may be closed, of which main tells
+        sys.stdout.reconfigure(encoding="utf-8")        # as the texts came in, whatever the locale says
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)       # `| head` ends it quietly
     command(main)

@@ -21,7 +21,7 @@ except ImportError:
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # run by path, it looks in tools/ alone
 
-from plumbing.errors import Parser, check, command, positive
+from plumbing.errors import Parser, blame, bounded, check, command
 from plumbing.files import read_json, read_jsonl, replace_file
 from tools.study.table import EXAMPLES
 
@@ -269,14 +269,16 @@ def main(argv=None):
         sub = verbs.add_parser(what, help=files)
         sub.add_argument("files", nargs="+", type=Path, help=files)
         sub.add_argument("--out", type=Path, help="the picture")
-        sub.add_argument("--dpi", type=positive(int), default=120)
+        sub.add_argument("--dpi", type=bounded(int, lambda dpi: 0 < dpi <= 1200, "1 to 1200"), default=120)
     args = parser.parse_args(argv)
     check(plt, "no matplotlib: `pip install -r requirements-dev.txt` brings it")
     out = args.out or default_out(args)
     check(out.suffix in FORMATS, f"--out {out}: a name that ends in {', '.join(FORMATS)}")
     try:
         with plt.rc_context(STYLE):
-            figure = DRAW[args.what][0](args)
+            draw, files = DRAW[args.what]
+            with blame(", ".join(map(str, args.files)), f"plot.py {args.what} draws {files}"):
+                figure = draw(args)
             replace_file(out, lambda path: figure.savefig(path, dpi=args.dpi, format=out.suffix[1:]))
         print(out)
     finally:

@@ -1,6 +1,7 @@
 """plumbing/files.py: what fits no schema is named with its line, and a file is written whole or not at all."""
 import errno
 import gzip
+import os
 import re
 import resource
 
@@ -9,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from plumbing.errors import UserError
-from plumbing.files import (OPTIONAL, append, fits, open_log, read_json, read_jsonl, replace_file, text_hash,
-                            write_json, write_jsonl)
+from plumbing.files import (OPTIONAL, append, fits, open_log, read_json, read_jsonl, replace_file, same_file,
+                            text_hash, write_json, write_jsonl, write_text)
 from scripts import complaint
 
 SCHEMA = {"text": str, "pos": ([str], OPTIONAL), "score": (float, OPTIONAL)}
@@ -19,7 +20,9 @@ SCHEMA = {"text": str, "pos": ([str], OPTIONAL), "score": (float, OPTIONAL)}
 @pytest.mark.parametrize("value, kind, answer", [
     ("a", str, True), (1, str, False), (None, str, False), (None, (str, OPTIONAL), True),
     (1, int, True), (1.0, int, False), (True, int, False), (True, bool, True), (1, bool, False),
-    (1, float, True), (1.5, float, True), (float("nan"), float, False), (float("inf"), (int, float), False),
+    (1, float, True), (10**20, float, True), (10**400, float, False), (-10**400, float, False),
+    ([1, 10**400], [float], False), (10**400, int, True), (1.5, float, True),
+    (float("nan"), float, False), (float("inf"), (int, float), False),
     (["a"], [str], True), ("a", [str], False), ([], [str], True), (["a", 1], [str], False), (["a", 1], [(str, int)], True),
 ])
 def test_fits(value, kind, answer):
@@ -63,7 +66,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     for path in (torn, plain, tmp_path / "nowhere.jsonl", tmp_path):
         with pytest.raises(UserError, match=re.escape(str(path))):
             list(read_jsonl(path))
-    for content in (b"{", b"[]", b"\xff", b"[" * 200_000):
+    for content in (b"{", b"[]", b"\xff", b"[" * 200_000, rb'{"name": "\ud83d"}'):
         (tmp_path / "a.json").write_bytes(content)
         with pytest.raises(UserError, match="a.json"):
             read_json(tmp_path / "a.json")
@@ -92,6 +95,38 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     assert read_json(path) == {"é": 1} and [p.name for p in path.parent.iterdir()] == ["a.json"]
     write_jsonl(path, ({"n": n} for n in range(2)))
     assert list(read_jsonl(path)) == [{"n": 0}, {"n": 1}]
+
+
+def test_of_a_link_the_target_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    target, link = tmp_path / "disk/target", tmp_path / "link"
+    link.symlink_to("disk/target")
+    for text in ("new", "newer"):                                  # at first the target is not there yet
+        write_text(link, text)
+        assert link.is_symlink() and target.read_text() == text
+    assert same_file(link, target) and not same_file(link, tmp_path / "other")
+    assert sorted(os.listdir(tmp_path)) == ["disk", "link"] and os.listdir(tmp_path / "disk") == ["target"]
+
+
+@pytest.mark.parametrize("name, words", [(".", "a folder"), ("folder", "a folder"), ("pipe", "a device or a pipe"),
+                                         ("to_pipe", "a device or a pipe")])
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path, monkeypatch, name, words):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    os.symlink("pipe", "to_pipe")
+    os.mkdir("folder")
+    with pytest.raises(UserError, match=re.escape(name) + f": {words}: name a file"):
+        write_text(name, "text")
+    assert sorted(os.listdir()) == ["folder", "pipe", "to_pipe"] and not os.path.isfile("pipe")
+
+
+@pytest.mark.parametrize("write", [
+    lambda path: write_json(path, {"n\ud83d": 1}), lambda path: write_text(path, "\ud83d"),
+    lambda path: write_jsonl(path, [{"a": 1}, {"a": "\ud83d"}])])
+def test_half_a_surrogate_pair_is_one_line_and_no_file(tmp_path, write):
+    with pytest.raises(UserError, match="out: cannot be written .*surrogates"):
+        write(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_fills_under_save_file_is_one_line(tmp_path, capsys):

@@ -23,6 +23,10 @@ def with_ties(random, n, levels=7):
     )
 
 
+def test_whole_numbers_past_64_bits_are_ranked_as_others():
+    assert metrics.spearman([1, 10**20, 3, 2], [1, 3, 4, 2]) == metrics.spearman([1, 9, 3, 2], [1, 3, 4, 2])
+
+
 def test_spearman_and_its_p_value_equal_scipy():
     from scipy.stats import spearmanr
     random = np.random.default_rng(0)

@@ -2,12 +2,15 @@
 import doctest
 import json
 import math
+import os
+from pathlib import Path
 
 import pytest
 
 from plumbing import tasks
 from plumbing.errors import UserError
-from plumbing.tasks import CATEGORIES, check_ids, find_tasks, look_up_ids, read_distinct, read_qrels, read_rows
+from plumbing.tasks import (CATEGORIES, check_ids, find_tasks, look_up_ids, read_distinct, read_qrels, read_rows,
+                            task_files)
 from scoring import MINI, run, write_task
 
 STS_ROW = '{"sentence1": "a", "sentence2": "b", "score": 1}\n'
@@ -49,6 +52,16 @@ BAD_TASKS = [
     ({"kind": "sts", "prompt": 3}, "'prompt' is missing or not a string"),
     ({"kind": "sts", "note": ["a"]}, "'note' is missing or not a string"),
     ({"kind": "sts", "split": "a\0b"}, "'split' holds a NUL"),
+    ({"kind": "sts", "name": "n\ud83d"}, "not readable as JSON .*surrogates"),
+    ({"kind": "sts", "split": "sub/test"}, "'split' is 'sub/test', but names a file of this folder"),
+    ({"kind": "sts", "split": "../T/test"}, "'split' is '../T/test'"),
+    ({"kind": "sts", "split": "/tmp/test"}, "'split' is '/tmp/test'"),
+    ({"kind": "sts", "split": ""}, "'split' is ''"),
+    ({"kind": "sts", "split": "scores.tasks"}, "'split' is 'scores.tasks'"),
+    ({"kind": "clustering", "bootstraps": -1}, "'bootstraps' must be above 0"),
+    ({"kind": "clustering", "sampled_share": 2.0}, "'sampled_share' must be above 0 and at most 1"),
+    ({"kind": "clustering", "sampled_share": -1}, "'sampled_share' must be above 0 and at most 1"),
+    ({"kind": "clustering", "sampled_share": 0}, "'sampled_share' must be above 0 and at most 1"),
     ({"kind": "classification", "samples_per_label": "8"}, "'samples_per_label' is missing or not a whole"),
     ({"kind": "classification", "samples_per_label": 0}, "'samples_per_label' must be above 0"),
     ({"kind": "retrieval", "ignore_identical_ids": "false"}, "'ignore_identical_ids' is missing or not true"),
@@ -74,6 +87,7 @@ BAD_FILES = [
     # rows without what their kind needs
     ("sts", {"test": STS_ROW + '{"sentence1": "a", "score": 1}\n'}, "test.jsonl:2: 'sentence2' is missing"),
     ("sts", {"test": STS_ROW + STS_ROW.replace(": 1", ": NaN")}, "test.jsonl:2: 'score' is"),
+    ("sts", {"test": STS_ROW + STS_ROW.replace(": 1", ": 1" + 400 * "0")}, "test.jsonl:2: 'score' is"),
     ("sts", {"test": STS_ROW.replace(": 1", ": -Infinity")}, "test.jsonl:1: 'score' is"),
     ("sts", {"test": STS_ROW[:-2] + ', "prompt": 3}\n'}, "test.jsonl:1: 'prompt' is"),
     ("pair-classification", {"test": STS_ROW}, "test.jsonl:1: 'label' is"),
@@ -96,11 +110,14 @@ BAD_FILES = [
     ("reranking", {"test": [{"query": "q", "positive": [], "negative": []}]}, "T: no row has both"),
     # retrieval's three files
     ("retrieval", {"queries": QUERY}, "test.tsv: cannot be read"),
-    ("retrieval", {"queries": QUERY, "qrels": "q\td\n"}, "test.tsv: no judgements"),
-    ("retrieval", {"queries": QUERY, "qrels": "h\th\th\nq d 1\n"}, "test.tsv:2: needs"),
-    ("retrieval", {"queries": QUERY, "qrels": "h\th\th\nq\td\tinf\n"}, "test.tsv:2: needs"),
+    ("retrieval", {"queries": QUERY, "qrels": ""}, "test.tsv: no judgements"),
+    ("retrieval", {"queries": QUERY, "qrels": "query-id\tcorpus-id\tscore\n"}, "test.tsv: no judgements"),
+    *(("retrieval", {"queries": QUERY, "qrels": f"{first}\nq\td\t1\n"}, "test.tsv:1: needs query-id, corpus-id")
+      for first in ("q d\t1", "q\td", "q\t0\td\t1", "q\td\tone")),
+    ("retrieval", {"queries": QUERY, "qrels": "query-id\tcorpus-id\tscore\nq d 1\n"}, "test.tsv:2: needs"),
+    ("retrieval", {"queries": QUERY, "qrels": "query-id\tcorpus-id\tscore\nq\td\tinf\n"}, "test.tsv:2: needs"),
     ("retrieval", {"queries": QUERY, "qrels": "x\td\t1\n"}, "queries.jsonl: none is judged"),
-    ("retrieval", {"queries": QUERY, "qrels": "h\th\th\nq\td\t0.5\n"}, "test.tsv:2: needs a whole number as score"),
+    ("retrieval", {"queries": QUERY, "qrels": "query-id\tcorpus-id\tscore\nq\td\t0.5\n"}, "test.tsv:2: needs a whole number as score"),
     ("retrieval", {"queries": [*QUERY, {"_id": "q", "text": "b"}], "qrels": "q\td\t1\n"},
      "queries.jsonl: two rows have the _id 'q' and different texts"),
     ("retrieval", {"queries": [{**QUERY[0], "excluded_ids": "d"}], "qrels": "q\td\t1\n"},
@@ -118,6 +135,42 @@ def test_a_bad_file_gets_one_line(kind, files, message, tmp_path):
     with pytest.raises(UserError, match=message) as raised:
         run(tmp_path)
     assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
+
+
+@pytest.mark.parametrize("task, message", [
+    ({"bootstraps": 1, "sampled_share": 0.1}, "test.jsonl: 'sampled_share' 0.1 of 3 sentences is none: raise it"),
+    ({"bootstraps": 1, "levels": True}, "test.jsonl:1: 'labels' is missing or not a list of strings"),
+])
+def test_a_sample_of_nothing_and_numbers_with_levels_are_refused(tmp_path, task, message):
+    write_task(tmp_path / "T", {"kind": "clustering", **task}, test=[{"sentences": [*"abc"], "labels": [1, 2, 1]}])
+    with pytest.raises(UserError, match=message):
+        run(tmp_path)
+
+
+def test_linked_folders_are_followed_and_loops_end(tmp_path):
+    for folder in ("sets/B", "elsewhere/A", "elsewhere/deep/C"):
+        write_task(tmp_path / folder, {"kind": "sts"}, test=STS_ROW)
+    (tmp_path / "sets/links").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere/deep/up").symlink_to(tmp_path / "sets", target_is_directory=True)
+    (tmp_path / "sets/nowhere").symlink_to(tmp_path / "gone", target_is_directory=True)
+    paths = [path.relative_to(tmp_path).as_posix() for path in task_files(tmp_path / "sets")]
+    assert paths == ["sets/B/task.json", "sets/links/A/task.json", "sets/links/deep/C/task.json"]
+    assert [task["name"] for task in find_tasks([str(tmp_path / "sets")])] == ["A", "B", "C"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    write_task(tmp_path / "A", {"kind": "sts"}, test=STS_ROW)
+    locked, scandir = tmp_path / "locked", os.scandir
+    locked.mkdir()
+
+    def refused(path):                                             # root may read all folders
+        if Path(path) == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(UserError, match="locked: cannot be read .Permission denied"):
+        find_tasks([str(tmp_path)])
 
 
 def test_ids_whose_hashes_agree_are_told_apart(tmp_path, monkeypatch):
@@ -141,7 +194,7 @@ def test_ids_are_looked_up_by_row_number_and_judged_documents_that_are_missing_a
 
 def test_qrels_are_read_with_and_without_a_header(tmp_path):
     path = tmp_path / "test.tsv"
-    for header in ("", "query-id\tcorpus-id\tscore\n"):
+    for header in ("", "query-id\tcorpus-id\tscore\n", "\ufeffqid\tdocid\tRelevance\r\n"):
         path.write_text(header + "q\td\t1\nq\te\t0.0\r\nr\td\t-1\n")
         assert read_qrels(path) == {"q": {"d": 1, "e": 0}, "r": {"d": -1}}
 

@@ -108,10 +108,11 @@ def test_mistakes_are_one_line_and_leave_nothing(smollm2, docs, tmp_path, tmp_pa
         (("encode", smollm2, "--out", tmp_path / "v.txt"), b"", ".npy"),
         (("encode", smollm2, "--out", docs / "v.npy"), b"a\n", "docs.txt"),
         (("encode", smollm2, "--at-once", 0), b"a\n", "--at-once: 0: must be above 0"),
+        (("encode", smollm2, "--at-once", 10**30), b"a\n", "must be below 2^63"),
         (("encode", smollm2, "--dim", 9999), b"", "dim 9999"),
         (("encode", smollm2, "--dim", -5, "--out", tmp_path / "v.npy"), b"", "dim -5"),
-        (("encode", smollm2, "--prompt", "\udcff"), b"a\n", r"prompt '\udcff'"),
-        (("search", smollm2, "--docs", docs, "\udcff"), b"", r"text 0: no UTF-8 text: '\udcff'"),
+        (("encode", smollm2, "--prompt", "\udcff"), b"a\n", r"'\udcff': not in UTF-8"),
+        (("search", smollm2, "--docs", docs, "\udcff"), b"", r"'\udcff': not in UTF-8"),
         (("search", smollm2, "--docs", tmp_path / "none.txt", "q"), b"", "none.txt"),
     ]:
         stdin = tmp_path_factory.mktemp("stdin") / "texts"
@@ -119,6 +120,22 @@ def test_mistakes_are_one_line_and_leave_nothing(smollm2, docs, tmp_path, tmp_pa
         monkeypatch.setattr(sys, "stdin", open(stdin))
         assert words in complaint(capsys, tool.main, *arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["docs.txt"]
+
+
+def test_no_bom_is_part_of_a_text(tmp_path):
+    path = tmp_path / "texts"
+    path.write_bytes("\ufeffone\r\n\n\ufefftwo \ufeff\n".encode())
+    with open(path, "rb") as file:
+        assert list(tool.read_lines(file)) == ["one", "", "two \ufeff"]
+
+
+def test_closed_streams_are_one_line(docs, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "standard input is closed" in complaint(capsys, tool.main, "encode", "no/model")
+    assert "no such model" in complaint(capsys, tool.main, "search", "no/model", "--docs", docs, "tea")
+    line = f"{sys.executable} {ROOT / 'tools/embed.py'} search no/model --docs {docs} tea >&-"
+    done = subprocess.run(line, shell=True, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "embed.py: standard output is closed: the result goes there, > FILE\n")
 
 
 @pytest.mark.parametrize("verb", ["encode", "search"])

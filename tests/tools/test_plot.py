@@ -140,7 +140,11 @@ def test_pictures_are_written_where_they_belong(files, monkeypatch, capsys):
     (["scores", "report.json"], "report.json: not a result"), (["study", "a.json"], "not a result of tools"),
     (["study", "study.json", "a.json"], "one study.json"), (["train", "bad"], "log.jsonl:2"),
     (["train", "empty"], "no step"), (["train", "run", "--out", "empty/log.jsonl/x.png"], "log.jsonl"),
-    (["train", "run", "--dpi", "0"], "--dpi: 0: must be above 0"),
+    (["train", "run", "--dpi", "0"], "--dpi: 0: must be 1 to 1200"),
+    (["train", "run", "--dpi", "20000"], "--dpi: 20000: must be 1 to 1200"),
+    (["train", "texts"], "texts (TypeError("), (["study", "study_of_texts.json"], "study_of_texts.json (TypeError("),
+    (["data", "old.json"], "old.json (KeyError('distinct prompts')): plot.py data draws report.json"),
+    (["data", "list.json"], "list.json (AttributeError("), (["scores", "text.json"], "text.json (TypeError("),
     (["train", "other"], "other/log.jsonl:1: not a line"),
 ])
 def test_user_errors_are_one_line(files, monkeypatch, capsys, arguments, words):
@@ -148,6 +152,14 @@ def test_user_errors_are_one_line(files, monkeypatch, capsys, arguments, words):
     for name, text in (("bad", '{"step": 1, "loss": 2}\n{"step"'), ("empty", ""), ("other", '{"step": 1}\n')):
         (files / name).mkdir()
         (files / name / "log.jsonl").write_text(text)
+    (files / "texts").mkdir()
+    lines = [{"step": step, "loss": "low"} for step in range(40)]
+    (files / "texts/log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = {"base": {**study_row("untrained", 0.5), "spread": {"Average": "wide"}}}
+    for name, value in (("old", {key: value for key, value in REPORT.items() if key != "distinct prompts"}),
+                        ("list", {**REPORT, "type": [1]}), ("text", {"base": result(0.5, STS="high")}),
+                        ("study_of_texts", {"rows": rows})):
+        (files / f"{name}.json").write_text(json.dumps(value))
     before = sorted(files.rglob("*"))
     assert words in complaint(capsys, plot.main, *arguments)
     assert sorted(files.rglob("*")) == before

@@ -3,7 +3,8 @@
     python -m tools.data.clean data/synthetic.jsonl --out data/clean.jsonl --eval data/mini --eval FOLDER
     python -m tools.data.clean data/synthetic.jsonl --out data/english.jsonl --language English
 
-Examples are read as train.py reads them, plain or gzipped; the lines that stay are written as they stood.
+Examples are read as train.py reads them, and gzipped ones too; the lines that stay are written as they
+stood, unpacked, for train.py reads no .gz.
 --language drops all others, by the "language" of a line.
 
 Near-duplicates: the query and first positive of each example become a MinHash signature of 64 values over
@@ -29,7 +30,9 @@ import numpy as np
 
 from plumbing.errors import Parser, at_least_0, bounded, check, command
 from plumbing.examples import example_of, read_row
-from plumbing.files import OPTIONAL, read_jsonl, read_lines, replace_file, write_json
+from plumbing.files import (OPTIONAL, check_out, read_jsonl, read_lines, replace_file, same_file,
+                            write_json)
+from plumbing.tasks import task_files
 from plumbing.texts import normalize
 
 BINS, ROWS = 64, 4  # signature values; values a band
@@ -128,9 +131,7 @@ def whole_hash(text):
 def evaluation_texts(folder):
     """Yield (task name, text) of every text of the evaluation sets in or below a folder."""
     folder = Path(folder)
-    tasks = sorted(folder.rglob("task.json"))
-    check(tasks, f"--eval {folder}: no task.json below it")
-    for task in tasks:
+    for task in task_files(folder):
         name = task.parent.name if task.parent == folder else str(task.parent.relative_to(folder))
         for path in sorted(task.parent.glob("*.jsonl")):
             for row in read_jsonl(path, TEXTS):
@@ -249,6 +250,11 @@ def main(argv=None):
     add("--report", type=Path, help="also write the counts as JSON")
     args = parser.parse_args(argv)
     check(args.out.suffix != ".gz", f"--out {args.out}: lines are written unpacked: a name without .gz")
+    check_out(args.out)
+    if args.report:
+        check_out(args.report)
+        check(not same_file(args.report, args.out) and not same_file(args.report, args.examples),
+              f"--report {args.report}: would replace the examples: another name")
     begun = time.monotonic()
     report = clean(args.examples, args.out, args.eval, args.threshold, args.min_chars,
                    language=args.language)

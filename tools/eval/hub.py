@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -320,7 +321,8 @@ def main(argv=None):
                 convert(source, args.out / full, full, task)
             except UserError as error:
                 raise UserError(f"{full}: {error}") from None
-            except (OSError, ValueError, KeyError, TypeError, OverflowError, zipfile.BadZipFile) as error:
+            except (OSError, ValueError, KeyError, TypeError, OverflowError, EOFError, zlib.error,
+                    zipfile.BadZipFile, RuntimeError) as error:         # the last: an encrypted archive
                 raise UserError(f"{full}: cannot be converted ({type(error).__name__}: {error})") from None
             print(args.out / full, flush=True)
 

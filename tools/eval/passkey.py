@@ -22,7 +22,7 @@ import torch
 
 from model import Embedder
 from plumbing.errors import Parser, at_least_0, bounded, check, command, positive
-from plumbing.files import write_json
+from plumbing.files import check_out, write_json
 
 FILLER = ("The meadow is wide. ", "The clouds drift past. ", "The river is slow. ", "We walk along it. ",
           "Then we walk home. ")
@@ -103,6 +103,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     check(args.queries <= args.candidates <= len(FIRST) * len(LAST),
           f"--candidates: at most {len(FIRST) * len(LAST)}; --queries: at most as many")
+    if args.out:
+        check_out(args.out)
     overrides = {"rope_theta": args.rope_theta, "sliding_window": args.sliding_window}
     overrides = {key: value or None for key, value in overrides.items() if value is not None}
     embedder = Embedder.load(args.model, device=args.device, dtype=args.dtype,

@@ -11,6 +11,7 @@ tokenizer.json. A cut model is a real, smaller model: its config says so, and ev
 import importlib.util
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from gguf.quants import dequantize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from plumbing.checkpoint import save_tensors
-from plumbing.errors import Parser, check, command
+from plumbing.errors import Parser, UserError, blame, check, command
 from plumbing.files import write_json
 
 NAMES = {  # llama.cpp's names -> Hugging Face's
@@ -29,6 +30,7 @@ NAMES = {  # llama.cpp's names -> Hugging Face's
     "attn_output": "self_attn.o_proj",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }
+FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}      # what it writes
 
 
 def hub_name(name: str) -> str:
@@ -79,15 +81,26 @@ def packaged_gguf() -> Path:
     return files[0]
 
 
-def main():
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--layers", type=int, help="keep only the first so many layers (default: all)")
-    parser.add_argument("--gguf", type=Path, help="a GGUF file of a Llama model (default: the package's)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    args = parser.parse_args()
+def check_folder(out: Path) -> None:
+    """Refuse to replace what is neither an empty folder nor a model that this tool wrote."""
+    if not out.exists():
+        return
+    check(out.is_dir(), f"{out}: a file stands there: choose another name")
+    names = {path.name for path in out.iterdir()}
+    check(not names or {"config.json", "model.safetensors"} <= names <= FILES,
+          f"{out}: already there, and holds what this tool did not write: remove it, or choose another name")
 
-    reader = GGUFReader(str(args.gguf or packaged_gguf()))
+
+def read_gguf(path: Path) -> GGUFReader:
+    try:
+        return GGUFReader(str(path))
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise UserError(f"{path}: not a whole GGUF file ({error}): download it again") from None
+
+
+def convert(path: Path, args, out: Path) -> None:
+    """Write the folder `out` from a GGUF file. KeyError: it lacks a value that Llama models have."""
+    reader = read_gguf(path)
     meta = {key: field.contents() for key, field in reader.fields.items()}
     kinds = meta["general.architecture"], meta["tokenizer.ggml.model"]
     check(kinds == ("llama", "gpt2"), "only Llama models with a byte-level BPE are read here")
@@ -128,17 +141,32 @@ def main():
         "chat_template": meta.get("tokenizer.chat_template"),
     }
     # The folder appears under its name only when it is whole: make takes a half-written one for done.
-    beside = args.out.with_name(args.out.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    save_tensors(state, beside / "model.safetensors")
-    build_tokenizer(meta).save(str(beside / "tokenizer.json"))
-    write_json(beside / "tokenizer_config.json", tokenizer_config)
-    write_json(beside / "config.json", config)
-    shutil.rmtree(args.out, ignore_errors=True)
-    os.rename(beside, args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as beside:
+        whole = Path(beside) / "whole"
+        whole.mkdir()
+        save_tensors(state, whole / "model.safetensors")
+        build_tokenizer(meta).save(str(whole / "tokenizer.json"))
+        write_json(whole / "tokenizer_config.json", tokenizer_config)
+        write_json(whole / "config.json", config)
+        shutil.rmtree(out, ignore_errors=True)
+        os.rename(whole, out)
     parameters = sum(w.numel() for w in state.values())
     print(f"{args.out}: {layers} layers, {parameters:,} parameters, {args.dtype}")
+
+
+def main(argv=None):
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--layers", type=int, help="keep only the first so many layers (default: all)")
+    parser.add_argument("--gguf", type=Path, help="a GGUF file of a Llama model (default: the package's)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    args = parser.parse_args(argv)
+    out = Path(os.path.realpath(args.out))                  # of a link, the folder it points to is meant
+    check_folder(out)
+    path = args.gguf or packaged_gguf()
+    with blame(path, "--gguf wants the file of a whole Llama model"):
+        convert(path, args, out)
 
 
 if __name__ == "__main__":

@@ -215,19 +215,38 @@ def test_what_is_no_example_gets_one_line(tmp_path, capsys, name):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--eval", "EMPTY"], "no task.json below it"),
+    (["--eval", "EMPTY"], "no task.json in or below it"),
     (["--eval", "BAD"], "test.jsonl:1: 'text' is missing or not a"),
     (["--threshold", "1.5"], "--threshold: 1.5: must be 0 to 1"), (["--min-chars", "-1"], "--min-chars: -1"),
     (["--out", "out.jsonl.gz"], "a name without .gz"),
+    (["--out", "."], ".: a folder: name a file in it"), (["--report", "."], ".: a folder: name a file in it"),
+    (["--report", "IN"], "in.jsonl: would replace the examples"),
+    (["--report", "OUT"], "out.jsonl: would replace the examples"),
 ])
 def test_mistakes_get_one_line(tmp_path, capsys, flags, words):
     (tmp_path / "in.jsonl").write_bytes(GOOD)
     (tmp_path / "empty").mkdir()
     task_folder(tmp_path, "Task", {"test.jsonl": {"text": 5}})
-    flags = [{"EMPTY": tmp_path / "empty", "BAD": tmp_path / "sets"}.get(flag, flag) for flag in flags]
+    names = {"EMPTY": tmp_path / "empty", "BAD": tmp_path / "sets", "IN": tmp_path / "in.jsonl",
+             "OUT": tmp_path / "out.jsonl"}
+    flags = [names.get(flag, flag) for flag in flags]
     said = complaint(capsys, clean.main, tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl", *flags)
     assert words in said
-    assert not (tmp_path / "out.jsonl").exists()
+    assert not (tmp_path / "out.jsonl").exists() and (tmp_path / "in.jsonl").read_bytes() == GOOD
+
+
+def test_an_out_that_cannot_be_is_said_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(clean, "clean", lambda *args, **options: pytest.fail("the work has begun"))
+    assert "a folder" in complaint(capsys, clean.main, tmp_path / "in.jsonl", "--out", tmp_path)
+
+
+def test_texts_of_linked_evaluation_sets_go(tmp_path):
+    task_folder(tmp_path / "elsewhere", "Task", {"test.jsonl": {"text": "a text that nobody may train on"}})
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/Task").symlink_to(tmp_path / "elsewhere/sets/Task", target_is_directory=True)
+    report, kept = run(tmp_path, [example("a text that nobody may train on"), example("another one")],
+                       tmp_path / "linked")
+    assert kept == ["another one"] and report["by task"] == {"Task (text)": 1}
 
 
 def test_a_missing_file_is_said_from_the_shell(tmp_path):

@@ -172,11 +172,35 @@ def test_the_training_reads_what_was_mined(base, data, tmp_path):
     (("--margin", "nan"), "--margin: nan: must be a finite number"),
     (("--corpus", "none.txt"), "--corpus none.txt: no such file"),
     (("--out", "no/where.jsonl"), "no/where.jsonl"),
+    (("--out", "."), ".: a folder: name a file in it"), (("--out", "x.jsonl.gz"), "a name without .gz"),
     (("--dtype", "int8"), "int8"),
 ])
 def test_user_errors_are_one_line(base, data, tmp_path, capsys, more, complaint):
     assert complaint in refusal(capsys, mine.main, *flags(base, data, tmp_path / "out.jsonl", *more))
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("out", ["docs.txt", "link.txt", "second.jsonl"])
+def test_what_is_read_is_not_replaced(base, data, tmp_path, capsys, out):
+    (tmp_path / "docs.txt").write_text("tea\n")
+    (tmp_path / "link.txt").symlink_to("docs.txt")
+    write_lines(tmp_path / "second.jsonl", ROWS)
+    more = (tmp_path / "second.jsonl", "--corpus", tmp_path / "docs.txt")
+    said = refusal(capsys, mine.main, base, data, *more, "--out", tmp_path / out)
+    assert f"--out {tmp_path / out}: would replace what is read" in said
+    assert (tmp_path / "docs.txt").read_text() == "tea\n" and read_lines(tmp_path / "second.jsonl") == ROWS
+
+
+def test_the_only_training_file_may_be_replaced_by_its_own_rows(base, data):
+    mined = run(base, data, data, "--ranks", 1, 9)
+    assert [row["query"] for row in mined] == [row["query"] for row in ROWS] and mined != ROWS
+
+
+def test_a_bom_is_part_of_no_text(base, data, tmp_path):
+    """In front of the file, and where files were joined: as the texts are numbered, so they are read again."""
+    (tmp_path / "docs.txt").write_bytes("\ufefftea one\n\ufefftea two\ntea one\n".encode())
+    corpus = mine.Corpus(mine.Examples([str(data)]), tmp_path / "docs.txt")
+    assert [corpus[number] for number in range(len(corpus))][-2:] == ["tea one", "tea two"]
 
 
 def test_a_bad_line_ends_the_tool_as_a_user_sees_it(base, tmp_path):

@@ -5,6 +5,7 @@ import doctest
 import gzip
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -263,6 +264,28 @@ def test_an_archive_of_another_task_is_refused(name, folder, wanted, tmp_path, c
     else:                                          # files at the root: the user says what they are
         hub.main(flags)
     assert (tmp_path / "out" / name).exists() is (wanted is None)
+
+
+def encrypted(content: bytes) -> bytes:
+    """The bit that says so, in the local header and in the central directory."""
+    central = content.index(b"PK\1\2")
+    return content[:6] + b"\1" + content[7:central + 8] + b"\1" + content[central + 9:]
+
+
+def damaged(content: bytes) -> bytes:
+    middle = content.index(b"PK\1\2") // 2
+    return content[:middle] + b"\xff" * 9 + content[middle + 9:]
+
+
+@pytest.mark.parametrize("change, words", [(encrypted, "is encrypted, password required"), (damaged, "error")])
+def test_an_archive_that_cannot_be_unpacked_is_one_line(tmp_path, capsys, change, words):
+    path = tmp_path / "scifact.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("scifact/corpus.jsonl", json.dumps({"_id": "1", "text": " ".join(map(str, range(999)))}))
+    path.write_bytes(change(path.read_bytes()))
+    said = complaint(capsys, hub.main, "SciFact", "--zip", path, "--out", tmp_path / "out")
+    assert ": SciFact: cannot be converted" in said and words in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_json_is_no_result(tmp_path, capsys):

@@ -80,6 +80,7 @@ def test_passkeys_model_is_changed_as_asked_and_facts_and_answers_stand_anywhere
     (["--lengths", 8], "--lengths: 8: must be at least 64"),
     (["--rope-theta", 0], "--rope-theta: 0: must be above 0"),
     (["--sliding-window", -1], "--sliding-window: -1: must be at least 0"),
+    (["--out", "."], ".: a folder: name a file in it"),
     ([], "no/such/model: no such model folder")])
 def test_passkeys_mistakes_get_one_line(flags, said, capsys):
     assert said in complaint(capsys, passkey.main, "no/such/model", *flags)
