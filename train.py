@@ -30,8 +30,9 @@ import torch
 import torch.nn.functional as F
 
 from model import Embedder, at_least_float32, length_chunks, to_device
-from plumbing.checkpoint import POOLINGS
-from plumbing.errors import Parser, at_least_0, check, command, finite, positive, probability, seed
+from plumbing.checkpoint import POOLINGS, stored_pooling
+from plumbing.errors import (Parser, at_least_0, check, command, finite, lora_rank, positive, probability,
+                             seed)
 from plumbing.examples import Examples
 from plumbing.files import text_hash
 from plumbing.ranks import rank, start_ranks, sum_over_ranks, world_size
@@ -236,6 +237,8 @@ def plan_run(examples, args) -> list:
     """The batches of all epochs, up to --max-steps."""
     batches = []
     for epoch in range(args.epochs):
+        if args.max_steps and len(batches) >= args.max_steps:
+            break
         batches += plan_epoch(examples, args.batch_size, args.batches == "homogeneous", args.seed, epoch)
     return batches[:args.max_steps]
 
@@ -443,8 +446,11 @@ def held_out(embedder: Embedder, batches: list[Batch], args) -> dict:
 
 def load_model(args) -> Embedder:
     """The frozen base with an adapter to train: a fresh one, or --init-adapter's."""
+    pooling = args.pooling
+    if args.init_adapter and pooling is None:
+        pooling = stored_pooling(args.init_adapter)                  # an adapter is trained for one
     embedder = Embedder.load(args.base, device=args.device, dtype=args.dtype, max_length=args.max_length,
-                             pooling=args.pooling)
+                             pooling=pooling)
     decoder = embedder.decoder
     check(decoder.lora is None,
           f"--base {args.base}: has an adapter, which a fresh one would replace: to train on from it, "
@@ -533,13 +539,13 @@ def options(argv=None):
         help="0: no clipping (the paper does not say)")
     add("--epochs", type=positive(int), default=1)
     add("--max-steps", type=positive(int), help="stop earlier; the decay ends there")
-    add("--lora-rank", type=positive(int), default=16)
+    add("--lora-rank", type=lora_rank, default=16)
     add("--lora-alpha", type=positive(float), default=32)
     add("--lora-dropout", type=probability, default=0.1)
     add("--init-adapter", type=Path, help="start from this adapter, with its rank, alpha and dropout")
     add("--seed", type=seed, default=0)
     # what the paper ablates or leaves open
-    add("--pooling", choices=POOLINGS, default="last")
+    add("--pooling", choices=POOLINGS, help="default: --init-adapter's or --base's own, else last")
     add("--instruction", choices=("task", "none", "prefix"), default="task", help="before a query: Table 5")
     add("--both-sides", action="store_true",
         help="documents of sts and bitext get the instruction too, as in MTEB; the paper leaves them bare")

@@ -6,6 +6,7 @@ meant by a path.
 Nothing here knows the decoder's code: `load_weights` fills any module whose parameters bear the file's
 names. What this project does not compute is refused by name (plumbing/supported.py), never loaded wrongly.
 """
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -16,12 +17,16 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from plumbing.errors import UserError, check
-from plumbing.files import OPTIONAL, fits, read_json, read_list, replace_file, write_text
+from plumbing.files import BOM, OPTIONAL, fits, read_json, read_list, replace_file, write_text
 from plumbing.supported import ADAPTER, POOLING, TRANSFORMER, check_config, check_known, check_modules
 
 # The values of --pooling, and what sentence-transformers calls them.
 POOLINGS = {"last": "lasttoken", "mean": "mean_tokens", "weighted-mean": "weightedmean_tokens"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+GIVE_POOLING = f"give pooling={' or '.join(POOLINGS)}"
+# Values of a config, far above any model's: larger ones overflow torch's sizes, or take minutes to build.
+LARGEST = {"num_hidden_layers": 10**4, int: 10**6, float: 1e30}
 
 
 # ------------------------------------------------------------------------------------------------- config
@@ -65,13 +70,13 @@ def check_ranges(path: Path, config: dict, kinds: dict) -> None:
     """Each value is of its type and in its range; whole numbers that are floats in `kinds` become floats."""
     for name, kind in kinds.items():
         value = config[name]
-        if kind is float and fits(value, int):
-            config[name] = float(value)
         options = getattr(kind, "__args__", (kind,))              # of int | None
         good = fits(value, options)
         if good and kind in (int, float) and not name.endswith("token_id"):
-            good = value > 0
-        check(good, f"{path}: {name} cannot be {value!r}")
+            good = 0 < value <= LARGEST.get(name, LARGEST[kind])
+        check(good, f"{path}: {name} cannot be {value!r:.60}")
+        if kind is float:
+            config[name] = float(value)
     rules = {
         "head_dim": config["head_dim"] % 2 == 0,
         "num_key_value_heads": config["num_attention_heads"] % config["num_key_value_heads"] == 0,
@@ -80,7 +85,7 @@ def check_ranges(path: Path, config: dict, kinds: dict) -> None:
         "eos_token_id": 0 <= config["eos_token_id"] < config["vocab_size"],
     }
     for name, good in rules.items():
-        check(good, f"{path}: {name} cannot be {config[name]!r}")
+        check(good, f"{path}: {name} cannot be {config[name]!r:.60}")
 
 
 # ------------------------------------------------------------------------------------------------ weights
@@ -104,11 +109,27 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(weight_map.values()))]
 
 
+def base_fingerprint(folder: Path) -> str:
+    """A hash by which a resume knows its base again: of config and tokenizer, and of each file of weights
+    its size and 64 pieces, since 14 GB would take a while. Training changes all of a matrix."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ("config.json", "tokenizer.json"):
+        digest.update((folder / name).read_bytes())
+    for file in weight_files(folder):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with open(file, "rb") as weights:
+            for number in range(64):
+                weights.seek(size * number // 64)
+                digest.update(weights.read(4096))
+    return digest.hexdigest()
+
+
 def load_weights(module, folder: Path, device, dtype) -> None:
     """Fill a module that stands on the meta device, tensor by tensor: there are never two copies in memory.
 
-    The names are Hugging Face's, with or without `model.` in front. A tensor without a parameter and a
-    parameter without a tensor are UserErrors.
+    The names are Hugging Face's, with or without `model.` in front. A tensor without a parameter, a
+    parameter without a tensor and one with two are UserErrors.
     """
     shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
     state, lm_head = {}, None
@@ -121,6 +142,7 @@ def load_weights(module, folder: Path, device, dtype) -> None:
                 if name == "lm_head.weight":
                     lm_head = file                      # of use only as a tied embedding
                 elif name in shapes:
+                    check(name not in state, f"{file}: tensor {key}: a second {name}: keep one of them")
                     state[name] = read_tensor(file, key, shapes[name], device, dtype)
                 else:                                   # old checkpoints store the constants of RoPE
                     check(name.endswith("rotary_emb.inv_freq"),
@@ -156,15 +178,21 @@ def check_stored(stored, key: str, file: Path) -> None:
 def load_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     """The folder's tokenizer.json; UserError where it gives ids that the embeddings lack."""
     file = folder / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:                          # what `tokenizers` raises has no class of its own
-        raise UserError(f"{file}: not a readable tokenizer ({error})") from None
-    # An added <pad> may lie past the embeddings: no text ever gives its id.
-    largest = max(tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
+    tokenizer = read_tokenizer(file)
+    # A special token, such as an added <pad>, may lie past the embeddings: no text ever gives its id.
+    ids = list(tokenizer.get_vocab(with_added_tokens=False).values())
+    ids += [number for number, token in tokenizer.get_added_tokens_decoder().items() if not token.special]
+    largest = max(ids, default=0)
     check(largest < vocab_size,
           f"{file}: another model's: it has the id {largest}, the config's vocab_size is {vocab_size}")
     return tokenizer
+
+
+def read_tokenizer(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(file.read_bytes().removeprefix(BOM).decode())
+    except Exception as error:                          # what `tokenizers` raises has no class of its own
+        raise UserError(f"{file}: not a readable tokenizer ({error})") from None
 
 
 # ----------------------------------------------------------------------------------------------- adapters
@@ -175,10 +203,14 @@ def read_adapter(folder: Path, projections) -> tuple[dict, dict[str, torch.Tenso
     raw = read_json(path)
     check_known(path, {"peft_type": None} | raw, ADAPTER)
     rank, alpha, dropout = raw.get("r"), raw.get("lora_alpha"), raw.get("lora_dropout", 0.0)
-    check(fits(rank, int) and rank > 0, f"{path}: r {rank!r}: a whole number above 0 is wanted")
-    check(fits(alpha, float) and alpha > 0, f"{path}: lora_alpha {alpha!r}: a number above 0 is wanted")
+    check(fits(rank, int) and rank > 0, f"{path}: r {rank!r:.60}: a whole number above 0 is wanted")
+    check(fits(alpha, float) and 0 < alpha <= 1e30,
+          f"{path}: lora_alpha {alpha!r:.60}: a number above 0 is wanted")
     check(fits(dropout, float) and 0 <= dropout < 1,
           f"{path}: lora_dropout {dropout!r}: at least 0 and below 1")
+
+    target_modules = raw.get("target_modules")
+    check_targets(path, target_modules)
 
     file = folder / "adapter_model.safetensors"
     pattern = re.compile(r"(?:base_model\.model\.)?(?:model\.)?(layers\.\d+\.\w+\.(\w+)\.lora_[AB])\.weight")
@@ -188,17 +220,32 @@ def read_adapter(folder: Path, projections) -> tuple[dict, dict[str, torch.Tenso
             match = pattern.fullmatch(key)
             check(match and match[2] in projections,
                   f"{file}: tensor {key} is no LoRA weight of a projection: not supported")
+            check(match[1] not in tensors, f"{file}: tensor {key}: a second {match[1]}: keep one of them")
             check_stored(stored.get_slice(key), key, file)
+            shape = stored.get_slice(key).get_shape()   # lora_A [r, in], lora_B [out, r]
+            check(len(shape) == 2 and shape[match[1].endswith("lora_B")] == rank,
+                  f"{file}: tensor {key} has shape {tuple(shape)}, but r is {rank} in {path.name}")
             tensors[match[1]] = stored.get_tensor(key)
             targets.add(match[2])
     check(tensors, f"{file}: holds no tensor: save the adapter again (it would change no vector)")
     for name in projections:
-        check(name in targets or not is_target(name, raw.get("target_modules")),
+        check(name in targets or not is_target(name, target_modules),
               f"{file}: no tensor of {name}, which target_modules in {path.name} names: save the adapter "
               "again")
     settings = {"rank": rank, "alpha": alpha, "dropout": dropout, "targets": tuple(targets),
                 "rslora": bool(raw.get("use_rslora"))}
     return settings, tensors
+
+
+def check_targets(path: Path, target_modules) -> None:
+    """Refuse target_modules that are neither a regular expression nor a list of names."""
+    way_out = "a list of names or a regular expression is wanted"
+    check(fits(target_modules, (str, [str], OPTIONAL)),
+          f"{path}: target_modules {target_modules!r:.60}: {way_out}")
+    try:
+        re.compile(target_modules if isinstance(target_modules, str) else "")
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(f"{path}: target_modules {target_modules!r:.60}: {way_out} ({error})") from None
 
 
 def is_target(projection: str, target_modules) -> bool:
@@ -207,7 +254,7 @@ def is_target(projection: str, target_modules) -> bool:
         part = "self_attn" if projection in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
         full_name = f"model.layers.0.{part}.{projection}"
         return target_modules == "all-linear" or bool(re.fullmatch(target_modules, full_name))
-    return any(str(name).rsplit(".", 1)[-1] == projection for name in target_modules or ())
+    return any(name.rsplit(".", 1)[-1] == projection for name in target_modules or ())
 
 
 def fill_lora(parameters: dict, tensors: dict, file: Path) -> None:
@@ -287,10 +334,12 @@ def find_base(adapter: Path) -> Path:
 def stored_pooling(folder: Path) -> str | None:
     """How a run, an adapter or an exported folder was pooled; None where it does not say."""
     exported, run = folder / "1_Pooling" / "config.json", folder / "config.json"
-    if (folder / "modules.json").exists():
-        check_modules(folder / "modules.json", read_list(folder / "modules.json"))
+    modules = folder / "modules.json"
+    if modules.exists():
+        exported = pooling_module(modules) / "config.json"
+        check(exported.exists(), f"{exported}: named by {modules}, but not there: {GIVE_POOLING}")
     if not exported.exists():
-        pooling = read_json(run).get("pooling") if run.exists() else None
+        pooling = read_json(run, {"pooling": (str, OPTIONAL)}).get("pooling") if run.exists() else None
         return pooling or adapter_pooling(folder / "adapter_model.safetensors")
     described = read_json(exported)
     check_known(exported, described, POOLING)
@@ -299,11 +348,20 @@ def stored_pooling(folder: Path) -> str | None:
     for name, flag in POOLINGS.items():
         if mode == flag.removesuffix("_tokens") or described.get(f"pooling_mode_{flag}"):
             known.append(name)
-    check(len(known) == 1,
-          f"{exported}: names no pooling that is here: give pooling={' or '.join(POOLINGS)}")
+    check(len(known) == 1, f"{exported}: names no pooling that is here: {GIVE_POOLING}")
     check(known == ["last"] or described.get("include_prompt") in (None, True),
           f"{exported}: include_prompt false: a mean without the instruction's tokens is not supported here")
     return known[0]
+
+
+def pooling_module(modules: Path) -> Path:
+    """The folder of the one Pooling that a modules.json names."""
+    steps = read_list(modules)
+    check_modules(modules, steps)
+    paths = [step.get("path") for step in steps if step["type"].rsplit(".", 1)[-1] == "Pooling"]
+    check(len(paths) == 1 and fits(paths, [str]),
+          f"{modules}: names no pooling that is here, or several: {GIVE_POOLING}")
+    return modules.parent / paths[0]
 
 
 def adapter_pooling(file: Path) -> str | None:
@@ -335,7 +393,7 @@ def pick_device(name=None) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()            # a device that is not there fails here, not later
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise UserError(f"device {name}: {reason}") from None
     if device.type == "cuda":

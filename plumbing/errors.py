@@ -81,20 +81,30 @@ def blame(where: str, way_out: str):
 class Parser(argparse.ArgumentParser):
     """argparse, whose complaints are UserErrors and so one line like all others."""
 
+    def parse_known_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            try:
+                word.encode()
+            except UnicodeEncodeError:         # bytes of a shell in Latin-1: no JSON file could hold them
+                raise UserError(f"{word!r:.60}: not in UTF-8: type or rename it in UTF-8") from None
+        return super().parse_known_args(args, namespace)
+
     def error(self, message):
         raise UserError(f"{message} (--help lists all flags)")
 
 
 def bounded(kind, allowed, rule: str):
-    """A flag's type: kind(text), where `allowed` says so. NaN and infinity are never allowed.
+    """A flag's type: kind(text), where `allowed` says so. NaN, infinity and 2^63 never are.
 
     >>> bounded(int, lambda value: value > 0, "above 0")("3")
     3
     """
     def parse(text):
         value = kind(text)                     # argparse makes its own line of a ValueError
-        if not math.isfinite(value) or not allowed(value):
-            raise argparse.ArgumentTypeError(f"{text}: must be {rule}")
+        if kind is int and allowed(value) and abs(value) >= 2**63:       # no array or counter takes it
+            raise argparse.ArgumentTypeError(f"{text:.30}: must be below 2^63")
+        if not allowed(value) or not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text:.60}: must be {rule}")
         return value
 
     parse.__name__ = kind.__name__             # argparse says "invalid int value"
@@ -113,9 +123,27 @@ finite = bounded(float, lambda value: True, "a finite number")
 share = bounded(float, lambda value: 0 < value <= 1, "above 0 and at most 1")
 probability = bounded(float, lambda value: 0 <= value < 1, "at least 0 and below 1")
 seed = bounded(int, lambda value: 0 <= value < 2**63, "at least 0 and below 2^63")
+lora_rank = bounded(int, lambda value: 0 < value <= 10**5, "from 1 to 100,000")
 
 
-# ------------------------------------------------------------------------------------- the end of a script
+# ------------------------------------------------------------------- what a script says, and how it ends
+
+def say(text: str, end="\n") -> None:
+    """Print at once. Where nobody reads any more (`| head`), the run goes on in silence: it is paid for."""
+    try:
+        print(text, end=end, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")
+
+
+def torchrun_number(name: str, default: int) -> int:
+    """A number by which torchrun tells a process its place; the default where the environment has none.
+
+    It may be empty there. start_ranks refuses what is no number; on the way out, nothing may raise.
+    """
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default
+
 
 def command(main) -> None:
     """Run a script's `main` and end the process.
@@ -131,7 +159,7 @@ def command(main) -> None:
         line = explain(error)
         if line is None:
             raise
-        if int(os.environ.get("RANK", 0)) > 0:
+        if torchrun_number("RANK", 0) > 0:
             time.sleep(2)                      # what rank 0 says too, torchrun lets nobody say again
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         code = 2
@@ -150,13 +178,16 @@ def explain(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, (UserError, OSError)) or kind == "SafetensorError":       # the last: a full disk
         return text
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:         # the latter is torch's
+        return ("out of memory: a smaller --lora-rank, --max-length, --batch-size or chunk (train.py: "
+                "--tokens-per-chunk) takes less")
     if kind == "OutOfMemoryError":
         return ("out of GPU memory: fewer tokens a chunk (train.py: --tokens-per-chunk, --keep-tokens; the "
                 "batch and its negatives stay the same), a shorter --max-length or a 16-bit --dtype take "
                 "less")
     if isinstance(error, RuntimeError) and (kind.startswith("Dist") or "gloo" in text):
         reason = text.splitlines()[0].split("] ", 1)[-1].split(". ")[0]      # "[file:line] reason. Advice"
-        return (f"rank {os.environ.get('RANK', 0)} lost another rank ({reason}): the last checkpoint, if "
+        return (f"rank {torchrun_number('RANK', 0)} lost another rank ({reason}): the last checkpoint, if "
                 "there is one, stands, and --resume goes on from it")
     return None
 
@@ -166,7 +197,7 @@ def leave(code: int | None) -> None:
 
     One of several ranks leaves without Python's teardown: gloo's threads may hold tensors a moment longer,
     and to free one they need the interpreter; where that is gone, the process would abort."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if torchrun_number("WORLD_SIZE", 1) > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code or 0)

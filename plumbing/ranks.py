@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from plumbing.errors import check
+from plumbing.errors import check, say, torchrun_number
 
 
 def start_ranks(device: str | None = None, minutes: float = 30) -> str | None:
@@ -16,8 +16,10 @@ def start_ranks(device: str | None = None, minutes: float = 30) -> str | None:
 
     minutes: after so long without an answer, a rank counts as lost.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if (os.environ.get("WORLD_SIZE") or "1") == "1":
         return device
+    check_environment()
+    check(minutes <= 10**6, f"--timeout {minutes:g}: at most 1,000,000 minutes")
     on_gpu = torch.cuda.is_available() and device != "cpu"
     if on_gpu:
         gpu, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
@@ -29,6 +31,17 @@ def start_ranks(device: str | None = None, minutes: float = 30) -> str | None:
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=minutes))
     return device
+
+
+def check_environment() -> None:
+    """Refuse a WORLD_SIZE that is not torchrun's: the other ranks would be waited for in vain."""
+    bad = [] if os.environ.get("MASTER_ADDR") else ["MASTER_ADDR"]
+    for name, least in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0), ("MASTER_PORT", 1)):
+        if torchrun_number(name, -1) < least:
+            bad.append(name)
+    check(not bad,
+          f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but {', '.join(bad)} not as torchrun sets it: start "
+          "this by torchrun, or unset WORLD_SIZE")
 
 
 def end_ranks() -> None:
@@ -80,4 +93,4 @@ def agree(value):
 def print0(line: str = "") -> None:
     """Print a line once, not once a rank."""
     if rank() == 0:
-        print(line, flush=True)
+        say(line)

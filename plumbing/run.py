@@ -4,9 +4,12 @@
     runs/NAME/log.jsonl                a line a step; a resume drops the lines past its checkpoint
     runs/NAME/checkpoint.safetensors   adapter, moments, step and loss scale: all that a resume needs
     runs/NAME/adapter_config.json, adapter_model.safetensors   PEFT's two files, derived from the checkpoint
+    runs/NAME/lock                     held while a process trains: a second one is refused
 
 The method is train.py's: nothing here changes a gradient.
 """
+import contextlib
+import fcntl
 import json
 import math
 import re
@@ -18,8 +21,9 @@ from pathlib import Path
 
 import torch
 
-from plumbing.checkpoint import fill_lora, open_safetensors, save_tensors
-from plumbing.errors import UserError, check
+from plumbing.checkpoint import (base_fingerprint, fill_lora, open_safetensors, save_tensors,
+                                 stored_pooling)
+from plumbing.errors import UserError, check, say
 from plumbing.examples import SCHEMA
 from plumbing.files import parse_line, read_json, replace_file, write_json, write_text
 from plumbing.ranks import agree, end_ranks, print0, rank, world_size
@@ -55,7 +59,9 @@ class Run:
         self.peak = self.peak_flops()
         self.signals: list[tuple[int, float]] = []                             # (number, time) of each
         self.stopping = False                                                  # whether any rank had one
+        self.lock = None                                                       # rank 0's, once it is open
         check_trained(decoder)
+        check_negatives(args, examples)
 
         # Gradients and moments exist from the start: a checkpoint fills them, memory counts them, and a rank
         # without texts still joins the sum.
@@ -86,6 +92,7 @@ class Run:
                 resuming = self.open_folder()
             except (UserError, OSError) as error:
                 refusal = str(error)
+                self.unlock()
         refusal, resuming = agree((refusal, resuming))
         check(refusal is None, refusal)                                      # every rank says it and leaves
         if resuming:
@@ -101,7 +108,9 @@ class Run:
         """What config.json says: the flags, and what else a resume must find unchanged."""
         flags = {name: str(value) if isinstance(value, Path) else value
                  for name, value in vars(self.args).items() if name != "device"}
-        return flags | {"base_dtype": str(self.base_dtype).removeprefix("torch."),
+        return flags | {"pooling": self.embedder.pooling,                      # where no flag named one, too
+                        "base_fingerprint": base_fingerprint(Path(self.embedder.base)),
+                        "base_dtype": str(self.base_dtype).removeprefix("torch."),
                         "world_size": world_size(),
                         "data_fingerprint": self.examples.fingerprint,
                         "data_shares": list(self.examples.shares)}
@@ -109,22 +118,18 @@ class Run:
     def open_folder(self) -> bool:
         """Check, make or empty the folder -> whether there is a checkpoint to continue from."""
         folder, args, config = self.folder, self.args, self.config()
+        check_ours(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lock = lock(folder)                                             # before anything there is read
+        resuming = False
         if (folder / "config.json").exists():
             before = read_json(folder / "config.json")
-            check("data_fingerprint" in before,
-                  f"{folder}: a model's folder, not a run's: choose another --out")
             changed = [name for name, value in config.items()
                        if name not in FREE_FLAGS and not same(name, before.get(name), value)]
             resuming = args.resume and not changed
             if not resuming:
                 check(args.overwrite, refusal_to_replace(folder, args.resume, changed))
                 empty(folder)
-        else:
-            others = folder.is_dir() and any(path.suffix != ".tmp" for path in folder.iterdir())
-            check(not others and (folder.is_dir() or not folder.exists()),
-                  f"{folder}: not empty and not a run: choose another --out")
-            resuming = False
-        folder.mkdir(parents=True, exist_ok=True)
         for torn in folder.glob("*.tmp"):                                      # of a kill in mid-write
             torn.unlink()
         write_json(folder / "config.json", config)
@@ -146,6 +151,12 @@ class Run:
             print0(f"warning  {self.steps} steps are fewer than the {args.warmup_steps} of --warmup-steps: "
                    f"the rate never comes to --lr {args.lr:g}: more data or epochs, or a smaller "
                    "--batch-size or --warmup-steps")
+        trained_for = None
+        with contextlib.suppress(UserError):                                   # a pooling that is not here
+            trained_for = stored_pooling(args.init_adapter or Path(args.base))
+        if trained_for not in (None, self.embedder.pooling):
+            print0(f"warning  {args.init_adapter or args.base} was trained with --pooling {trained_for}, "
+                   f"this run has --pooling {self.embedder.pooling}")
         print0(f"steps    {self.steps:,} of {args.batch_size:,} queries, from {self.step:,}; "
                f"{args.tokens_per_chunk:,} tokens a chunk, at most {args.max_length} a text")
 
@@ -158,8 +169,13 @@ class Run:
         else:
             print0(f"stopped by {signal.Signals(number).name} after step {self.step}: --resume goes on "
                    "from there")
+        self.unlock()
         end_ranks()
         return 0 if done else 128 + number
+
+    def unlock(self) -> None:
+        if self.lock:
+            self.lock.close()
 
     # ------------------------------------------------------------------------------------ checkpoints
 
@@ -290,13 +306,17 @@ def print_line(line: dict, steps: int) -> None:
     if "eval_loss" in line:
         words.append(f"held-out {line['eval_loss']:.3f}/{line['eval_accuracy']:.2f}")
     words.append(f"left {seconds_left // 60}m{seconds_left % 60:02d}s")
-    print("  ".join(words), flush=True)
+    say("  ".join(words))
 
 
 # ------------------------------------------------------------------------------------ the folder's parts
 
 def same(flag: str, before, now) -> bool:
-    """Whether two values of a flag mean the same: a folder has many spellings."""
+    """Whether two values of a flag mean the same: a folder has many spellings.
+
+    Runs that were made before the base was fingerprinted go on."""
+    if flag == "base_fingerprint" and before is None:
+        return True
     if flag in ("base", "init_adapter") and before and now:
         return Path(before).resolve() == Path(now).resolve()
     return before == now
@@ -310,10 +330,37 @@ def refusal_to_replace(folder: Path, resume: bool, changed: list[str]) -> str:
             "another --out")
 
 
+def check_ours(folder: Path) -> None:
+    """Refuse a folder that is neither a run's nor empty, before a file is made in it."""
+    if (folder / "config.json").exists():
+        check("data_fingerprint" in read_json(folder / "config.json"),
+              f"{folder}: a model's folder, not a run's: choose another --out")
+        return
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    others = [name for name in names if name != "lock" and not name.endswith(".tmp")]
+    check(not others and (folder.is_dir() or not folder.exists()),
+          f"{folder}: not empty and not a run: choose another --out")
+
+
+def lock(folder: Path):
+    """Keep other trainings out of the folder -> a file to close; with a killed process, the kernel does."""
+    file = open(folder / "lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise UserError(f"{folder}: another process trains here: wait for it, stop it, or choose another "
+                        "--out") from None
+    except OSError:                                                            # a file system without locks
+        pass
+    return file
+
+
 def empty(folder: Path) -> None:
     """Remove all that a run's folder holds, config.json last: until then the command can be repeated."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
-        if path.is_dir():
+        if path.name == "lock":
+            continue
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
@@ -333,6 +380,15 @@ def drop_lines_past(log: Path, step: int) -> None:
             break
         lines.append(line)
     write_text(log, "".join(lines))
+
+
+def check_negatives(args, examples) -> None:
+    """Refuse a run in which no query ever has a negative: each one's loss is 0, and so is its gradient."""
+    one_query = examples.keys.min() == examples.keys.max()           # the mask takes all other documents
+    alone = args.batch_size == 1 or (one_query and not args.no_mask)
+    check(not alone or (args.negatives and examples.with_negatives),
+          f"--batch-size {args.batch_size}: no query of a batch has a negative, and so nothing is learnt: "
+          'larger batches, other queries, or --negatives of examples with "neg"')
 
 
 def check_trained(decoder) -> None:

@@ -36,6 +36,13 @@ CONFIG = {                                      # config.json
     "output_hidden_states": ANY, "output_attentions": ANY, "is_decoder": ANY, "chunk_size_feed_forward": ANY,
     "_attn_implementation": ANY, "attn_implementation": ANY, "_attn_implementation_autoset": ANY,
     "unsloth_version": ANY, "unsloth_fixed": ANY, "_unsloth_fixed": ANY, "vocab_padding": ANY,
+    "is_llama_config": ANY, "transformers.js_config": ANY, "tokenizer_class": ANY,
+    "max_sequence_length": ANY, "max_window_layers": ANY,
+    "keys_to_ignore_at_inference": ANY, "gradient_checkpointing": ANY, "_flash_attn_2_enabled": ANY,
+    "use_flash_attention_2": ANY, "finetuning_task": ANY, "task_specific_params": ANY, "pad_token": ANY,
+    # how a text is generated, which older versions of transformers wrote here
+    "do_sample": ANY, "temperature": ANY, "top_p": ANY, "top_k": ANY, "max_new_tokens": ANY,
+    "num_beams": ANY, "repetition_penalty": ANY,
 }
 ADAPTER = {                                     # adapter_config.json
     "peft_type": ("LORA",), "bias": ("none",), "use_rslora": (None, False, True),
@@ -93,5 +100,5 @@ def check_config(path: Path, raw: dict) -> None:
 def check_modules(path: Path, modules: list) -> None:
     """Refuse an exported folder with other steps than a decoder, pooling and a norm."""
     for module in modules:
-        kind = str(module.get("type") if isinstance(module, dict) else module)
+        kind = str(module.get("type") if isinstance(module, dict) else None)
         check(kind.rsplit(".", 1)[-1] in MODULES, f"{path}: a module of type {kind}: not supported here")

@@ -3,13 +3,12 @@
 One client is shared by --concurrency threads, each of which asks one request after another. What ends one of
 them ends all, in good order: answers under way are paid for, and so they are taken in.
 """
-import os
 import shutil
 import sys
 import threading
 import time
 
-from plumbing.errors import bounded
+from plumbing.errors import bounded, say
 from plumbing.ledger import Stopping
 
 concurrency = bounded(int, lambda value: 0 < value <= 1000, "from 1 to 1000")       # the flag's type
@@ -44,14 +43,6 @@ def ask_all(todo, total: int, client, what="requests") -> None:
     if threads.answered < total:
         raise Stopping(f"{total - threads.answered} {what} wait in {ledger.folder}/batches, and "
                        "`python -m tools.data.batch` with the same flags fetches them")
-
-
-def say(text: str, end="\n") -> None:
-    """Print at once. Where nobody reads any more (`| head`), the run goes on in silence: it is paid for."""
-    try:
-        print(text, end=end, flush=True)
-    except OSError:
-        sys.stdout = open(os.devnull, "w")
 
 
 class Threads:

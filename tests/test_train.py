@@ -24,7 +24,7 @@ def test_the_defaults_are_the_papers():
     args = train.options(["--base", "b", "--data", "d", "--out", "o"])
     assert (args.batch_size, args.negatives, args.max_length, args.temperature) == (2048, 1, 512, 0.02)
     assert (args.lr, args.warmup_steps, args.weight_decay, args.epochs) == (1e-4, 100, 0.1, 1)
-    assert (args.lora_rank, args.lora_alpha, args.lora_dropout, args.pooling) == (16, 32, 0.1, "last")
+    assert (args.lora_rank, args.lora_alpha, args.lora_dropout, args.pooling) == (16, 32, 0.1, None)
     assert (args.instruction, args.both_sides, args.batches) == ("task", False, "mixed")
 
 
@@ -239,6 +239,14 @@ def test_an_epoch_visits_each_example_once_in_another_order(data, homogeneous):
     if homogeneous:                     # 12 + 12 examples in batches of 5: two full ones a type, the rest mixed
         pure = [len(set(examples.groups[batch])) == 1 for batch in first if len(batch) == 5]
         assert sum(pure) == 4
+
+
+def test_a_plan_ends_where_the_steps_do(data, base, tmp_path):
+    examples = Examples([str(data)])                                           # three batches of eight an epoch
+    plans = [train.plan_run(examples, options(base, data, tmp_path, *flags)) for flags in (
+        ("--epochs", 10**5, "--max-steps", 4), ("--epochs", 2), ("--epochs", 2, "--max-steps", 10**9))]
+    assert [len(plan) for plan in plans] == [4, 6, 6]
+    assert all(np.array_equal(a, b) for a, b in zip(plans[0], plans[1]))
 
 
 def test_a_share_draws_another_part_each_epoch(tmp_path):

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from model import PROJECTIONS, Config, Decoder, Embedder, load_decoder
-from plumbing.checkpoint import pick_device, read_config
+from plumbing.checkpoint import pick_device, read_config, stored_pooling
 from plumbing.errors import UserError
 from plumbing.run import check_trained
 from tiny import random_ids, random_model, relative, save, tiny_config
@@ -133,6 +133,7 @@ def test_tensors_that_do_not_fit_are_named(checkpoint):
         ({**less, name: torch.ones(2, 64)}, f"{name} has shape (2, 64), wanted (112, 64)"),
         ({**tensors, "model.layers.3.mlp.up_proj.weight": torch.ones(1)}, "model.layers.3.mlp.up_proj"),
         ({**tensors, "model.layers.0.self_attn.q_proj.bias": torch.ones(64)}, "q_proj.bias"),
+        ({**tensors, name.removeprefix("model."): torch.ones(112, 64)}, "a second layers.1.mlp.up_proj.weight: keep one"),
         ({**less, name: tensors[name].to(torch.int8)}, f"{name} is I8"),
         ({**less, name: tensors[name].to(torch.float8_e4m3fn)}, f"{name} is F8_E4M3"),
     ]:
@@ -175,12 +176,27 @@ def test_tensors_that_do_not_fit_are_named(checkpoint):
     ({"eos_token_id": None}, "eos_token_id"),
     ({"eos_token_id": []}, "eos_token_id cannot be []"),
     ({"bos_token_id": 97}, "bos_token_id"),
+    *[({name: 10**30}, f"{name} cannot be 1000") for name in
+      ("hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "head_dim")],
+    *[({name: 10**400}, f"{name} cannot be 1000") for name in ("rope_theta", "rms_norm_eps", "eos_token_id")],
 ])
 def test_configs_that_would_be_misread_are_refused(checkpoint, changes, words):
     path, _, _ = checkpoint
     edit(path / "config.json", **{"rope_parameters": KeyError, **changes})
     refused(words, load, path)
     refused("config.json", load, path)
+
+
+def test_keys_of_published_configs_that_change_no_vector_pass(checkpoint):
+    """The first two stand in HuggingFaceTB/SmolLM2-135M and its -Instruct, as they are on the hub."""
+    path, _, wanted = checkpoint
+    edit(path / "config.json", is_llama_config=True, rope_interleaved=False, pretraining_tp=1,
+         tokenizer_class="LlamaTokenizer",
+         keys_to_ignore_at_inference=["past_key_values"], max_sequence_length=2048, temperature=0.6, do_sample=True,
+         **{"transformers.js_config": {"dtype": "q4", "kv_cache_dtype": {"q4f16": "float16"}}})
+    assert relative(load(path), wanted) <= TOLERANCE
+    edit(path / "config.json", rope_interleaved=True)
+    refused("rope_interleaved True: not known here", load, path)
 
 
 def test_files_that_cannot_be_read_are_named(folder, checkpoint, tmp_path):
@@ -211,13 +227,23 @@ def test_files_that_cannot_be_read_are_named(folder, checkpoint, tmp_path):
 def test_a_tokenizer_with_ids_that_the_model_lacks_is_refused(checkpoint):
     """Embeddings are 0 to 96 here; fewer ids are usual, and an added padding token comes out of no text."""
     path, _, _ = checkpoint
-    for last, added in ((96, []), (96, ["<pad>"]), (97, [])):
+    for last, special, plain in ((96, [], []), (96, ["<pad>"], []), (97, [], []), (96, [], ["[NEW]"])):
         tokenizer = Tokenizer(BPE({f"t{i}": i for i in range(last + 1)}, []))
-        tokenizer.add_special_tokens(added)
+        tokenizer.add_special_tokens(special)
+        tokenizer.add_tokens(plain)
         tokenizer.save(str(path / "tokenizer.json"))
-        if last < 97:
+        if last < 97 and not plain:
             Embedder.load(path, device="cpu")
-    refused("the id 97, the config's vocab_size is 97", Embedder.load, path, device="cpu")
+        else:
+            refused("the id 97, the config's vocab_size is 97", Embedder.load, path, device="cpu")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_tokenizer(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "marked")
+    for name in ("tokenizer.json", "config.json"):
+        file = tmp_path / "marked" / name
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert Embedder.load(tmp_path / "marked", device="cpu").tokenize(TEXTS) == Embedder.load(folder).tokenize(TEXTS)
 
 
 # ---------------------------------------------------------------------------------------------- adapters
@@ -317,10 +343,30 @@ def test_an_exported_folder_says_how_it_pools_and_how_long_texts_are(exported):
     ("1_Pooling/config.json", {"pooling_mode_cls_token": True}, "pooling_mode_cls_token True: not known here"),
     ("1_Pooling/config.json", {"pooling_mode_mean_tokens": True, "pooling_mode_lasttoken": True}, "names no pooling"),
     ("1_Pooling/config.json", {"pooling_mode": "mean", "include_prompt": False}, "include_prompt false"),
+    ("modules.json", [{"type": "Transformer", "path": ""}], "modules.json: names no pooling that is here"),
+    ("modules.json", [{"type": "Pooling", "path": "1_Pooling"}] * 2, "names no pooling that is here, or several"),
+    ("modules.json", [{"type": "Pooling"}], "modules.json: names no pooling that is here"),
+    ("modules.json", [{"type": "Pooling", "path": "pool"}], "pool/config.json: named by"),
+    ("modules.json", ["Pooling"], "a module of type None"),
 ])
 def test_exported_folders_that_would_be_misread_are_refused(exported, file, content, words):
     (exported / file).write_text(json.dumps(content))
     refused(words, Embedder.load, exported, device="cpu")
+
+
+def test_pooling_is_where_modules_json_says(exported):
+    """Also beside an old 1_Pooling; a given pooling needs none of these files."""
+    (exported / "modules.json").write_text('[{"type": "Transformer", "path": ""}, {"type": "Pooling", "path": "pool"}]')
+    refused("give pooling=last or mean or weighted-mean", Embedder.load, exported, device="cpu")
+    assert Embedder.load(exported, device="cpu", pooling="last").pooling == "last"
+    (exported / "pool").mkdir()
+    (exported / "pool/config.json").write_text('{"pooling_mode_weightedmean_tokens": true}')
+    assert Embedder.load(exported, device="cpu").pooling == "weighted-mean"
+
+
+def test_a_runs_pooling_is_text(tmp_path):
+    (tmp_path / "config.json").write_text('{"pooling": ["mean"]}')
+    refused("'pooling' is missing or not a string", stored_pooling, tmp_path)
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -337,9 +383,11 @@ def test_exported_folders_that_would_be_misread_are_refused(exported, file, cont
     ({"peft_type": KeyError}, "peft_type None"),
     ({"some_new_lora": {"a": 1}}, "some_new_lora {'a': 1}: not known here"),
     ({"kasa_config": {"beta": 1}}, "kasa_config"),
-    ({"r": 8}, "shape"),
+    *[({"r": value}, f"but r is {value} in adapter_config.json") for value in (8, 10**12, 10**30)],
     *[({"r": value}, f"r {value!r}") for value in ("4", 0, -1, 4.0)],
-    *[({"lora_alpha": value}, f"lora_alpha {value!r}") for value in ("8", None)],
+    *[({"lora_alpha": value}, f"lora_alpha {value!r:.60}") for value in ("8", None, 10**400)],
+    *[({"target_modules": value}, f"target_modules {value!r:.60}: a list of names or a regular expression")
+      for value in ("(.*q_proj", "a{99999999999999999999}", 5, ["q_proj", 5], {"q_proj": 1})],
     *[({"lora_dropout": value}, f"lora_dropout {value!r}") for value in (None, 2)],
 ])
 def test_adapters_that_would_be_misread_are_refused(folder, adapter, changes, words):
@@ -355,6 +403,8 @@ def test_adapter_files_that_do_not_fit_are_refused(folder, adapter):
         ({**tensors, one.replace("q_proj", "norm").replace("down_proj", "norm"): torch.ones(1)}, "norm"),
         ({**tensors, one.replace("layers.0", "layers.9"): torch.ones(1)}, "layers.9"),
         ({key: value for key, value in tensors.items() if key != one}, "layers.0"),
+        ({**tensors, one.replace("model.layers", "layers").replace("base_model.", ""): tensors[one] + 1}, "a second layers.0"),
+        ({**tensors, one: torch.ones(16)}, "has shape (16,), but r is 16"),
         ({**tensors, one: tensors[one].to(torch.int8)}, f"{one} is I8"),
     ]:
         save_file(changed, file)
@@ -385,7 +435,7 @@ def test_a_run_finds_its_base_and_gives_the_trained_vectors(folder, tmp_path):
 
 
 def test_a_device_that_is_not_there_is_one_line():
-    for name in ("mps", "cuda:77", "meta", "gpu"):
+    for name in ("mps", "cuda:77", "meta", "gpu", "hpu", "privateuseone"):
         with pytest.raises(UserError, match=f"^device {name}: [^\\n]+$"):
             pick_device(name)
     assert pick_device("cpu").type == "cpu"

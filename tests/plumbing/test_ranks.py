@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
+from plumbing.errors import UserError
 from plumbing.ranks import agree, gather, rank, start_ranks, sum_over_ranks, world_size
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,3 +43,30 @@ def test_one_process_has_nothing_to_say():
     sum_over_ranks(tensor)
     assert (start_ranks("cpu"), rank(), world_size(), agree(7)) == ("cpu", 0, 1, 7)
     assert tensor.tolist() == [1, 1] and gather(tensor, 0) is tensor
+
+
+TORCHRUN = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize("changes, words", [
+    *[({name: ""}, f"WORLD_SIZE=2, but {name} not as torchrun") for name in TORCHRUN if name != "WORLD_SIZE"],
+    ({"RANK": "x"}, "RANK not as"), ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two, but WORLD_SIZE not as"),
+    ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0, but WORLD_SIZE not as"),
+])
+def test_a_world_that_torchrun_did_not_make_is_one_line(monkeypatch, changes, words):
+    for name, value in (TORCHRUN | changes).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{words}.*by torchrun, or unset WORLD_SIZE$"):
+        start_ranks("cpu")
+
+
+def test_a_timeout_beyond_all_bounds_is_one_line(monkeypatch):
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="--timeout 1e\\+300: at most"):
+        start_ranks("cpu", 1e300)
+
+
+def test_an_empty_world_size_is_none(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert start_ranks("cpu") == "cpu" and world_size() == 1

@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 import plumbing.run
 import train
 from model import Embedder
+from plumbing.checkpoint import base_fingerprint, stored_pooling
 from plumbing.errors import UserError, explain
 from runs import (FLAGS, ROOT, checkpoint_state, options, read_log, record, run_train, same_tensors, train_command,
                   two_ranks, write_lines)
@@ -131,6 +133,96 @@ def test_a_kill_in_a_runs_first_moment_leaves_a_usable_folder(here, tmp_path):
     (tmp_path / "run/config.json.77.tmp").touch()
     assert here("run", "--resume")[0] == 0
     assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("changed, words", [("model.safetensors", "made with another base_fingerprint"), (None, None)])
+def test_a_run_goes_on_with_the_base_that_it_began_with(base, here, tmp_path, changed, words):
+    """Other weights at the same path are another base. A run from before that was noted goes on."""
+    own = shutil.copytree(base, tmp_path / "own")
+    assert here("run", "--base", own, "--checkpoint-every", 1)[0] == 0
+    config = tmp_path / "run/config.json"
+    noted = json.loads(config.read_text())
+    if changed is None:
+        config.write_text(json.dumps({name: value for name, value in noted.items() if name != "base_fingerprint"}))
+        assert here("run", "--base", own, "--resume")[0] == 0
+        assert json.loads(config.read_text())["base_fingerprint"] == noted["base_fingerprint"]
+        return
+    tensors = load_file(own / changed)
+    save_file({name: tensor + 0.01 for name, tensor in tensors.items()}, own / changed, {"format": "pt"})
+    with pytest.raises(UserError, match=words):
+        here("run", "--base", own, "--resume")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_bases_fingerprint_changes_with_each_of_its_files(base, tmp_path, name):
+    own = shutil.copytree(base, tmp_path / "own")
+    before = base_fingerprint(own)
+    assert before == base_fingerprint(base)
+    content = bytearray((own / name).read_bytes())
+    content[-1] ^= 1
+    (own / name).write_bytes(content + b" ")
+    assert base_fingerprint(own) != before
+
+
+def test_one_folder_has_one_training(here, tmp_path, monkeypatch):
+    """Of two at once, the files of one would stand under the flags of the other."""
+    step, refused = train.training_step, []
+
+    def try_another(*args):
+        with pytest.raises(UserError, match="run: another process trains here: wait for it, stop it, or choose") as caught:
+            plumbing.run.lock(tmp_path / "run")
+        refused.append(caught)
+        return step(*args)
+
+    monkeypatch.setattr(train, "training_step", try_another)
+    assert here("run")[0] == 0 and len(refused) == 2
+    with plumbing.run.lock(tmp_path / "run"):
+        before = (tmp_path / "run/config.json").read_bytes()
+        for flag in ("--overwrite", "--resume"):
+            with pytest.raises(UserError, match="another process trains here"):
+                here("run", flag, "--seed", 1)
+        assert (tmp_path / "run/config.json").read_bytes() == before
+    with pytest.raises(UserError, match="a run is here already"):              # and leaves it unlocked
+        here("run")
+    assert here("run", "--overwrite")[0] == 0
+
+
+def test_a_folder_that_is_refused_gets_no_lock(base, here, tmp_path):
+    """A lock alone, of a training that ended before its first file, is an empty folder."""
+    shutil.copytree(base, tmp_path / "model")
+    for name, file in (("model", None), ("notes", "mine.txt")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        if file:
+            (tmp_path / name / file).touch()
+        with pytest.raises(UserError, match="not a run"):
+            here(name)
+        assert not (tmp_path / name / "lock").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/lock").touch()
+    assert here("run")[0] == 0
+
+
+def test_a_run_that_holds_links_is_emptied_and_what_they_show_is_not(here, tmp_path):
+    assert here("run")[0] == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").touch()
+    (tmp_path / "run/a_link").symlink_to(tmp_path / "mine", target_is_directory=True)
+    (tmp_path / "run/to_nothing").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "run/folder").mkdir()
+    assert here("run", "--overwrite", "--seed", 1)[0] == 0
+    assert (tmp_path / "mine/notes.txt").exists()
+    assert not [name for name in ("a_link", "to_nothing", "folder") if os.path.lexists(tmp_path / "run" / name)]
+
+
+def test_a_run_whose_lines_nobody_reads_goes_on(here, tmp_path, monkeypatch):
+    """train.py ... | head, or a log on a full disk."""
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert here("run")[0] == 0
+    assert len(read_log(tmp_path / "run")) == 2 and (tmp_path / "run/adapter_model.safetensors").exists()
 
 
 def test_a_models_folder_is_never_overwritten(base, here, tmp_path):
@@ -384,6 +476,36 @@ def test_training_goes_on_from_an_adapter(here, tmp_path):
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
 
 
+def saved_pooling(run):
+    """(what its config says, what its adapter says)."""
+    return json.loads((run / "config.json").read_text())["pooling"], stored_pooling(run)
+
+
+def test_an_adapter_is_trained_on_with_its_own_pooling(here, tmp_path, capsys):
+    assert here("first", "--pooling", "mean")[0] == 0
+    assert saved_pooling(tmp_path / "first") == ("mean", "mean")
+    for flags, wanted in [((), "mean"), (("--pooling", "last"), "last")]:
+        assert here("second", "--init-adapter", tmp_path / "first", "--overwrite", *flags)[0] == 0
+        assert saved_pooling(tmp_path / "second") == (wanted, wanted)
+        warned = f"warning  {tmp_path / 'first'} was trained with --pooling mean, this run has --pooling last"
+        assert (warned in capsys.readouterr().out) is (wanted == "last")
+    assert here("second", "--init-adapter", tmp_path / "first", "--pooling", "last", "--resume")[0] == 0
+    with pytest.raises(UserError, match="made with another pooling"):
+        here("second", "--init-adapter", tmp_path / "first", "--resume")
+    assert here("plain")[0] == 0 and saved_pooling(tmp_path / "plain") == ("last", "last")
+
+
+@pytest.mark.parametrize("mode, flags, wanted, warned", [
+    ("mean", (), "mean", False), ("mean", ("--pooling", "last"), "last", True), ("cls", ("--pooling", "last"), "last", False)])
+def test_an_exported_base_is_trained_with_its_own_pooling(base, here, tmp_path, capsys, mode, flags, wanted, warned):
+    exported = shutil.copytree(base, tmp_path / "exported")
+    (exported / "1_Pooling").mkdir()
+    (exported / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode": mode}))
+    assert here("run", "--base", exported, *flags)[0] == 0
+    assert saved_pooling(tmp_path / "run") == (wanted, wanted)
+    assert ("was trained with --pooling mean" in capsys.readouterr().out) is warned
+
+
 def test_held_out_examples_are_scored(here, data, tmp_path):
     log = here("run", "--eval-data", data, "--eval-every", 2, "--max-steps", 3)[1]
     assert ["eval_loss" in line for line in log] == [False, True, False]
@@ -427,6 +549,21 @@ def test_the_log_is_json_even_where_a_gradient_is_infinite(here, tmp_path, monke
 
 def test_texts_that_fill_the_length_are_counted(base, data, here):
     assert here("short", "--max-length", 16)[1][0]["full_texts"] > here("long", "--max-length", 64)[1][0]["full_texts"] == 0
+
+
+@pytest.mark.parametrize("flags, records", [
+    (("--batch-size", 1), [record(i, neg=[]) for i in range(4)]),
+    (("--batch-size", 1, "--negatives", 0), [record(i) for i in range(4)]),
+    ((), [record(0, neg=[])]),
+    ((), [record(0, neg=[], pos=[f"answer {i}"]) for i in range(4)]),          # the mask takes all others
+])
+def test_a_run_that_could_learn_nothing_is_refused(here, data, tmp_path, flags, records):
+    write_lines(data, records)
+    with pytest.raises(UserError, match="no query of a batch has a negative, and so nothing is learnt: larger"):
+        here("run", *flags)
+    assert not (tmp_path / "run").exists()
+    write_lines(data, [*records, record(9)])
+    assert here("run", "--batch-size", 2)[0] == 0
 
 
 def test_fewer_steps_than_warm_up_are_said(here, capsys):
@@ -499,6 +636,10 @@ def test_one_long_text_among_many_negatives_is_drawn_as_a_number(base, tmp_path)
     *[((flag, value), f"{flag}: {value}: must be") for flag in ("--lr", "--weight-decay", "--max-grad-norm", "--mask-margin")
       for value in ("nan", "inf")],
     (("--max-length", 2), "max_length 2"),
+    (("--lora-rank", 2_000_000_000), "--lora-rank: 2000000000: must be from 1 to 100,000"),
+    (("--batch-size", "9" * 401), "--batch-size: 999999999999999999999999999999: must be below 2^63"),
+    (("--data", "caf\udce9.jsonl"), "'caf\\udce9.jsonl': not in UTF-8"),
+    (("--prompt", "f\udcfcr"), "'f\\udcfcr': not in UTF-8"),
     (("--data", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
     (("--eval-data", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
     (("--init-adapter", "nowhere"), "nowhere/adapter_config.json: no such file"),

@@ -31,7 +31,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from model import Embedder, instruct
-from plumbing.checkpoint import POOLINGS, find_model, open_safetensors, save_tensors
+from plumbing.checkpoint import POOLINGS, find_model, open_safetensors, read_tokenizer, save_tensors
 from plumbing.errors import Parser, check, command, positive
 from plumbing.files import read_json, write_json, write_text
 from tools.bench.padding import TEXTS
@@ -94,7 +94,7 @@ def save_tokenizer(base: Path, out: Path, bos: int | None, eos: int, max_length:
 
     gguf: the base's tokenizer.json, and flags by which llama.cpp adds them.
     """
-    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    tokenizer = read_tokenizer(base / "tokenizer.json")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     ends = {i: tokenizer.id_to_token(i) for i in (bos, eos) if i is not None}

@@ -157,6 +157,8 @@ def test_a_pooling_that_is_not_here_is_refused(base, tmp_path):
 
 def test_the_bases_dtype_is_kept_and_mistakes_are_one_line(mistral_files, tmp_path, capsys):
     base = save(random_model(tiny_config(vocab_size=32000)).bfloat16(), tmp_path / "base", mistral_files)
+    tokenizer = base / "tokenizer.json"
+    tokenizer.write_bytes(b"\xef\xbb\xbf" + tokenizer.read_bytes())         # as some editors leave it
     run_export(base, tmp_path / "out")
     assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "bfloat16"
     assert transformers.AutoModel.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
@@ -172,6 +174,8 @@ def test_the_bases_dtype_is_kept_and_mistakes_are_one_line(mistral_files, tmp_pa
                              ((base, tmp_path / "o", "--max-length", 2), "max_length"),
                              ((base, tmp_path / "o", "--shard-gb", "nan"), "--shard-gb: nan: must be above"),
                              ((base, tmp_path / "o", "--shard-gb", 0), "--shard-gb: 0: must be above 0"),
+                             ((base, tmp_path / "o.\udce9"), "not in UTF-8"),
+                             ((base, tmp_path / "o", "--prompt", "faq=f\udcfcr"), "not in UTF-8"),
                              ((other, tmp_path / "o"), "tokenizer.json: has no token 1"),
                              ((strange, tmp_path / "o"), "stray")]:
         assert words in complaint(capsys, export.main, *arguments)
