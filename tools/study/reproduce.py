@@ -43,8 +43,8 @@ RECIPE = ("--batch-size 16 --max-length 64 --lr 1.5e-3 --warmup-steps 20 --both-
           "--lora-dropout 0 --epochs 5 --max-steps 240 --tokens-per-chunk 2048 --keep-tokens 32768")
 
 COUNTS = 250, 500, 1000, 2000
-LONG = ("--pooling weighted-mean --lora-rank 64 --lora-alpha 128 --batch-size 64 --epochs 7 --max-steps 1600 "
-        "--warmup-steps 100 --lr 1e-3")
+LONG = ("--pooling weighted-mean --lora-rank 64 --lora-alpha 128 --batch-size 64 --epochs 7 "
+        "--max-steps 1600 --warmup-steps 100 --lr 1e-3")
 MINER = "both-weighted-mean"                             # the row whose first model finds LONG's negatives
 TWO_EPOCHS = "--epochs 2 --max-steps 1000 --warmup-steps 5"
 
