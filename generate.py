@@ -59,17 +59,18 @@ import re
 from pathlib import Path
 
 from plumbing.answers import parse_object, parse_tasks, reject_if
-from plumbing.client import Client, body_fields
+from plumbing.client import Client, backoff, body_fields, timeout
+from plumbing.completion import joined
 from plumbing.errors import Parser, at_least_0, blame, check, command, positive, seed, share
 from plumbing.files import read_json, read_list, sha256, text_hash, write_json, write_jsonl
-from plumbing.ledger import ANSWER, Ledger, model_price, model_share, read_rows
-from plumbing.pools import (check_settings, freeze_generation, last_pools, read_generations,
+from plumbing.ledger import ANSWER, Ledger, check_prices, model_price, model_share, read_rows, run_folder
+from plumbing.pools import (check_prompts, check_settings, freeze_generation, last_pools, read_generations,
                             requests_covered)
 from plumbing.refusals import is_refusal
 from plumbing.remembered import remembered
 from plumbing.report import Counts, estimate, print_report
-from plumbing.texts import (MAX_CHARS, bad_characters, contains_label, is_code, normalize, repetitive,
-                            wrong_script)
+from plumbing.texts import (MAX_CHARS, bad_characters, check_texts, contains_label, is_code, normalize,
+                            repetitive, wrong_script)
 from plumbing.threads import ask_all, concurrency
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -107,6 +108,7 @@ def load_prompts(folder=PROMPTS) -> dict:
             "templates": {path.stem: path.read_text("utf-8") for path in folder.glob("*.txt")},
             "languages": languages["weights"] | dict.fromkeys(languages["others"], weight_of_others),
             "scripts": languages["scripts"]}
+        check_prompts(prompts, folder)
         fill_each_template(prompts)                        # one that cannot be filled fails here, for free
     return prompts
 
@@ -139,8 +141,8 @@ def render(prompts, request) -> str:
 
 def message_of(row, prompts) -> str:
     """The message that a row answers. Recorded rows carry it, since templates change; live ones do not."""
-    if "messages" in row:
-        return row["messages"][0]["content"]
+    if row.get("messages"):
+        return joined(row["messages"][0]["content"])       # a text, or a list of its parts
     return render(prompts, row)
 
 
@@ -484,10 +486,12 @@ def read_answers(path, prompts, log=True):
     for where, row in read_rows(path, ANSWER, log):
         with blame(f"{where}: no answer to our prompts", "delete it"):     # an error here, as one line
             prompts["task_types"][row["type"]]             # its type is known
-            row["messages"] = [{"role": "user", "content": message_of(row, prompts)}]
+            texts = {"message": message_of(row, prompts), "id": str(row["id"])}
+            row["messages"] = [{"role": "user", "content": texts["message"]}]
             if row["step"] == "generate":                  # what an example needs is there
-                instruction_of(row, prompts)
-                languages_of(row)
+                texts["instruction"] = instruction_of(row, prompts)
+                texts["language"], texts["documents' language"] = languages_of(row)
+            check_texts(where, texts)
         yield row
 
 
@@ -580,9 +584,9 @@ def options(argv=None):
     add("--body", type=body_fields, default={}, metavar="JSON", help="more fields of the request's body")
     # the server
     add("--concurrency", type=concurrency, default=16, help="requests under way at once, up to 1000")
-    add("--timeout", type=positive(float), default=180, help="seconds for one whole answer")
+    add("--timeout", type=timeout, default=180, help="seconds for one whole answer")
     add("--tries", type=positive(int), default=8, help="attempts at a request in one run")
-    add("--backoff", type=at_least_0(float), default=1.0, help="seconds before a retry, doubled each time")
+    add("--backoff", type=backoff, default=1.0, help="seconds before a retry, doubled each time")
     add("--allow-http", action="store_true", help="send the key unencrypted to another host")
     # what it may cost
     add("--price", type=model_price, action="append", default=[], metavar="MODEL:IN:OUT",
@@ -599,11 +603,8 @@ def options(argv=None):
     check(args.models or (reads_answers and not args.dry_run),
           "--model NAME is missing (or --replay FILE, to read recorded answers)")
     check(len(args.models) == len(args.model), "--model: give each model once")
-    for name in args.models:
-        check(args.budget_usd is None or (name, "in") in args.prices,
-              f"--budget-usd needs the price of {name}: add --price {name}:IN:OUT")
-    check(args.out.suffix, f"--out {args.out}: the file needs a suffix, as in {args.out}.jsonl")
-    args.folder = args.out.with_suffix("")                 # of the run
+    check_prices(args.prices, args.models, args.budget_usd)
+    args.folder = run_folder(args.out, args.replay)
     args.number_of_tasks = args.tasks or round(0.3 * args.n)   # the paper: 150,000 for 500,000 examples
     return args
 

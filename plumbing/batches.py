@@ -6,10 +6,17 @@ state beside it, 0001.json. Until its answers have joined raw.jsonl, its request
 from collections import Counter
 from pathlib import Path
 
+from plumbing.errors import check
 from plumbing.files import read_json, read_located
 
 STATE = {"status": str}
 SIZE = {"model": str, "tokens_in": int, "tokens_out": int}     # of a part whose requests file is written
+
+
+def check_counts(counts, where) -> None:
+    """Refuse numbers of tokens that none can be: from 2^53 on, a price times them need not be a number."""
+    check(all(type(count) is int and 0 <= count < 2**53 for count in counts),
+          f"{where}: {counts!r:.80} are no counts of tokens: mend or delete this line")
 
 
 def part_files(folder: Path) -> list[Path]:
@@ -19,13 +26,19 @@ def part_files(folder: Path) -> list[Path]:
 
 def read_state(path: Path) -> dict:
     """A part's state, given its requests file."""
-    return read_json(path.with_suffix(".json"), STATE | SIZE)
+    path = path.with_suffix(".json")
+    state = read_json(path, STATE | SIZE)
+    check_counts([state["tokens_in"], state["tokens_out"]], path)
+    return state
 
 
 def sent_bodies(path: Path):
     """Yield (id, body) of a part's requests, as they were sent."""
-    for _, row in read_located(path, {"custom_id": str, "body": dict}, any_characters=True):
-        yield int(row["custom_id"]), row["body"]
+    for where, row in read_located(path, {"custom_id": str, "body": dict}, any_characters=True):
+        key = row["custom_id"]
+        check(key.isdecimal() and len(key) < 19,
+              f"{where}: custom_id {key!r:.40} is no request's number: mend or delete this line")
+        yield int(key), row["body"]
 
 
 def waiting(folder: Path) -> tuple[set, Counter]:

@@ -22,14 +22,15 @@ from collections import Counter, defaultdict
 import requests
 
 from plumbing.completion import text_of, usage_of, whole_message
-from plumbing.errors import UserError, check
-from plumbing.ledger import most_tokens
+from plumbing.errors import UserError, bounded, check
+from plumbing.ledger import MOST_LEVELS, levels, most_tokens
 from plumbing.limits import Limits, asked_wait
 from plumbing.complaints import (BAD_LUCK, NO_QUOTA, OF_ONE_PROMPT, PERHAPS_PAID, codes_of, complaint_of,
                                  error_of, fields_not_taken, hint_of, is_moderation, is_success, may_pass)
 from plumbing.transport import Failed, certificates, exchange, new_session
 
 SOON = 4                        # doublings of the back-off at most, while others are answered
+DAY = 86400                     # seconds
 LONGEST_ASKED = 600             # seconds; who is asked to wait longer may as well come back later
 OWN_FIELDS = {"model": "--model", "messages": "prompts/", "temperature": "--temperature", "top_p": "--top-p",
               "max_tokens": "--max-answer-tokens", "max_completion_tokens": "--max-answer-tokens",
@@ -63,6 +64,11 @@ def body_fields(text: str) -> dict:
     for field in OWN_FIELDS.keys() & value.keys():
         raise argparse.ArgumentTypeError(f"{field} is set by {OWN_FIELDS[field]}")
     return value
+
+
+# The types of --timeout and --backoff: what is longer than a day no system's clock need take.
+timeout = bounded(float, lambda seconds: 0 < seconds <= DAY, f"above 0 and at most {DAY} seconds")
+backoff = bounded(float, lambda seconds: 0 <= seconds <= DAY, f"from 0 to {DAY} seconds")
 
 
 class Client:
@@ -216,6 +222,8 @@ class Client:
         try:
             answer = json.loads(text)
         except (ValueError, RecursionError):
+            answer = None
+        if levels(answer) > MOST_LEVELS:           # nobody could read it again from raw.jsonl
             answer = None
         if is_success(status):
             return self.answered(answer, text, message)

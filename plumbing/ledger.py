@@ -24,15 +24,17 @@ import math
 import re
 import threading
 from collections import Counter
+from pathlib import Path
 
 from plumbing import batches
 from plumbing.errors import UserError, blame, check
-from plumbing.files import (append, fields, open_log, parse_line, read_jsonl, read_lines, read_located,
-                            replace_file)
+from plumbing.files import (append, check_out, fields, open_log, parse_line, read_jsonl, read_lines,
+                            read_located, replace_file, same_file)
 from plumbing.remembered import remembered
 
 ANSWER = {"id": (int, str), "step": str, "type": str, "params": dict, "response": str}    # for a replay
 PAID = {"model": str, "usage": dict}               # in raw.jsonl besides
+STEPS = ("brainstorm", "generate")
 USAGE = ("prompt_tokens", "completion_tokens")
 TRY = {"id": (int, str), "model": str, "tokens_in": int, "tokens_out": int}     # a line of started.jsonl
 
@@ -92,14 +94,76 @@ def model_price(text: str) -> dict:
     return prices
 
 
+def check_prices(prices: dict, models: dict, budget_usd: float | None) -> None:
+    """Refuse the price of a model that is not asked, which is mostly a misspelt one, and a budget in money
+    that lacks a price. models: none where answers are only read."""
+    for name, _ in prices:
+        check(name in models or not models,
+              f"--price {name}: no --model is called so, only {', '.join(models)}")
+    for name in models:
+        check(budget_usd is None or (name, "in") in prices,
+              f"--budget-usd needs the price of {name}: add --price {name}:IN:OUT")
+
+
+# ----------------------------------------------------------------------------------------------- the folder
+
+def run_folder(out: Path, recorded: Path | None = None) -> Path:
+    """The folder of the run whose examples go to `out`: it is named like it, without the suffix.
+
+    Refuses, before anything is read or asked, an `out` that cannot be written or would replace answers.
+    recorded: the file of --replay.
+    """
+    check(out.suffix, f"--out {out}: the file needs a suffix, as in {out}.jsonl")
+    check(out.suffix != ".gz", f"--out {out}: lines are written unpacked: a name without .gz")
+    check_out(out)
+    check(not recorded or not same_file(out, recorded),
+          f"--out {out}: the answers of --replay are in it, and would be gone: name another file")
+    parent = out.resolve().parent                      # a file is replaced where its links lead to
+    check(not (parent / "started.jsonl").exists(),
+          f"--out {out}: {parent} is a run's own folder, with its answers: name a file elsewhere")
+    folder = out.with_suffix("")
+    check(folder.is_dir() or not folder.exists(),
+          f"{folder}: a file stands where a folder is wanted: choose another --out")
+    return folder
+
+
 # ------------------------------------------------------------------------------------------------ answers
+
+MOST_LEVELS = 100      # of lists and objects inside one another; at some 300, Python's recursion gives up
+
+
+def levels(value) -> int:
+    """How deep lists and objects stand inside one another in a JSON value.
+
+    >>> levels("a"), levels([]), levels({"a": [1, {}]})
+    (0, 1, 3)
+    """
+    depth, layer = 0, [value]
+    while layer := [one for one in layer if isinstance(one, (dict, list))]:
+        depth += 1
+        layer = [item for one in layer for item in (one.values() if isinstance(one, dict) else one)]
+    return depth
+
 
 def read_rows(path, schema: dict, log=True):
     """(where, row) of each answer in raw.jsonl or a recorded file; where is "path:line".
 
     log: it is raw.jsonl, in which a last line without its end does not count.
     """
-    return read_located(path, schema, log, any_characters=True)
+    for where, row in read_located(path, schema, log, any_characters=True):
+        check(row["step"] in STEPS,
+              f"{where}: step {row['step']!r:.40} is neither of {STEPS}: delete this line")
+        check(levels(row) <= MOST_LEVELS,
+              f"{where}: more than {MOST_LEVELS} lists or objects inside one another: delete this line")
+        yield where, row
+
+
+def read_paid(path):
+    """(where, row) of each answer in one of a run's own logs, where its usage stands beside it."""
+    for where, row in read_rows(path, ANSWER | PAID):
+        with blame(where, "mend or delete this line"):
+            batches.check_counts([row["usage"][key] for key in USAGE], where)
+        yield where, row
 
 
 # ----------------------------------------------------------------------------------------------- the books
@@ -187,21 +251,19 @@ class Ledger:
         for row in aside.values():
             self.count_usage(row)
             ended[row["id"]] += "batch" not in row
-        for where, row in read_rows(self.folder / "raw.jsonl", ANSWER | PAID):
-            with blame(where, "mend or delete this line"):
-                counts = [row["usage"][key] for key in USAGE]
-                check(all(type(count) is int and count >= 0 for count in counts),
-                      f"{where}: usage {counts} is no count of tokens: mend or delete this line")
-                self.note_answer(row)
-                if not aside or answer_key(row) not in aside:      # else a kill came between the two files
-                    self.count_usage(row)
-                    ended[row["id"]] += "batch" not in row     # a batch's answer ends no try of ours
+        for _, row in read_paid(self.folder / "raw.jsonl"):
+            self.note_answer(row)
+            if not aside or answer_key(row) not in aside:      # else a kill came between the two files
+                self.count_usage(row)
+                ended[row["id"]] += "batch" not in row         # a batch's answer ends no try of ours
         most = {}                                  # id -> its tries, not yet ended, and the tokens of one
-        for row in read_jsonl(self.folder / "started.jsonl", {"id": (int, str)}, log=True):
+        started = self.folder / "started.jsonl"
+        for where, row in read_located(started, {"id": (int, str)}, log=True, any_characters=True):
             if "refused" in row:
                 ended[row["id"]] += 1
                 continue
-            fields(row, self.folder / "started.jsonl", TRY)
+            fields(row, where, TRY)
+            batches.check_counts([row["tokens_in"], row["tokens_out"]], where)
             tries, _ = most.get(row["id"], (0, None))
             most[row["id"]] = tries + 1, (row["model"], row["tokens_in"], row["tokens_out"])
         for key, (tries, tokens) in most.items():
@@ -220,7 +282,7 @@ class Ledger:
     def answers_set_aside(self) -> dict:
         """The rows of truncated.jsonl, each once."""
         path = self.folder / "truncated.jsonl"
-        rows = read_rows(path, ANSWER | PAID) if path.exists() else ()
+        rows = read_paid(path) if path.exists() else ()
         return {answer_key(row): row for _, row in rows}
 
     def set_aside_truncated(self, max_answer_tokens: int) -> None:
@@ -230,7 +292,7 @@ class Ledger:
                   for row in read_jsonl(self.folder / "started.jsonl", log=True) if "refused" not in row}
         path = self.folder / "raw.jsonl"
         open_again, aside = set(), self.answers_set_aside()
-        for _, row in read_rows(path, ANSWER | PAID):
+        for _, row in read_paid(path):
             limit = limits.get(row["id"], row["usage"]["completion_tokens"])
             truncated = row.get("finish_reason") == "length" and row["step"] == "generate"
             if truncated and limit < max_answer_tokens:

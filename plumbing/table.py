@@ -3,10 +3,12 @@ from collections import defaultdict
 from pathlib import Path
 
 from plumbing.errors import check
-from plumbing.files import read_json
+from plumbing.files import OPTIONAL, fields, fits, read_json
 from plumbing.finished import hash_of_task
 from plumbing.ranks import print0
 
+SCORE = (float, OPTIONAL)                                # None: undefined
+SYSTEM = {"average": SCORE, "categories": dict, "tasks": dict, "source": str}
 PUBLISHED = Path(__file__).resolve().parents[1] / "prompts" / "tasks.json"
 
 
@@ -102,6 +104,11 @@ def read_recorded(path: Path | None, tasks: list[dict]) -> dict[str, dict]:
     check(recorded["hashes"] == {task["name"]: hash_of_task(task) for task in tasks},
           f"--beside {path}: made on other tasks, or on other versions of them: leave it out, or make it "
           "anew with `python -m tools.study.peers`")
+    for name, system in recorded["systems"].items():
+        where = f"--beside {path}: {name}"
+        fields(system, where, SYSTEM)
+        for task, score in [*system["categories"].items(), *system["tasks"].items()]:
+            check(fits(score, SCORE), f"{where}: {score!r:.40} is no score of {task}: mend it")
     return recorded["systems"]
 
 

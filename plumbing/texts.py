@@ -9,6 +9,8 @@ import unicodedata
 import zlib
 from collections import Counter
 
+from plumbing.errors import check
+
 MAX_CHARS = 20_000      # longer texts are loops, and training truncates at 512 tokens anyway
 CODE_MARKS = re.compile(r"[({\[=;<>_\\]|\):|[a-z]\.[a-z]")     # no closing ones: a pair counts once
 
@@ -21,6 +23,16 @@ def normalize(text: str) -> str:
     'a first text'
     """
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def check_texts(where: str, texts: dict) -> None:
+    """Refuse what is no text, or an empty one, or holds half a surrogate pair, which UTF-8 cannot.
+
+    texts: {name: value}; where: "path:line".
+    """
+    for name, text in texts.items():
+        is_text = isinstance(text, str) and text.strip() and not re.search(r"[\ud800-\udfff]", text)
+        check(is_text, f"{where}: its {name} is no text: {text!r:.40}: mend or delete this line")
 
 
 def bad_characters(text: str) -> bool:

@@ -66,7 +66,8 @@ def exchange(post, session, url: str, key: str, body: dict, seconds: float, max_
                 if size > max_bytes:
                     raise Failed(f"an answer of more than {max_bytes >> 20} MiB", sent=True)
             return response.status_code, response.headers, b"".join(chunks)
-    except (OSError, urllib3.exceptions.HTTPError) as error:           # requests' exceptions are OSErrors
+    # requests' exceptions are OSErrors; of a redirect to what is no address, urllib raises a ValueError.
+    except (OSError, urllib3.exceptions.HTTPError, ValueError) as error:
         raise failure(error, seconds) from None
     finally:
         TRY.deadline = None

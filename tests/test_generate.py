@@ -130,6 +130,67 @@ def test_a_placeholder_without_values_is_a_users_error(prompts_copy):
         generate.load_prompts(prompts_copy)
 
 
+@pytest.mark.parametrize("path, value, words", [
+    ("task_types/sts/keys", [], "values.json: sts: keys"),
+    ("task_types/sts/keys", ["S1"], "values.json: sts: keys"),
+    ("task_types/sts/keys", ["S1", "S1"], "values.json: sts: keys"),
+    ("task_types/sts/keys", [1, 2], "values.json: sts: 'keys'"),
+    ("task_types/sts/weight", -0.2, "values.json: task_types: weights"),
+    ("task_types/sts/weight", float("nan"), "values.json: sts: 'weight'"),
+    ("task_types/sts/weight", "0.2", "values.json: sts: 'weight'"),
+    ("task_types/sts/brainstorm", "false", "values.json: sts: 'brainstorm'"),
+    ("task_types/sts/instruction", 5, "values.json: sts: 'instruction'"),
+    ("task_types/sts/words", 5, "values.json: sts: words"),
+    ("task_types/sts/words", [["unit"]], "values.json: sts: words"),
+    ("task_types/sts", [], "values.json: sts: holds no JSON object"),
+    ("task_types", {}, "values.json: task_types"),
+    ("placeholders/sts/unit", [], "values.json: sts: unit"),
+    ("placeholders/sts/unit", {}, "values.json: sts: unit"),
+    ("placeholders/sts/unit", {"phrase": -1, "sentence": 2}, "values.json: sts: unit"),
+    ("placeholders/sts/unit", {"phrase": 0}, "values.json: sts: unit"),
+    ("placeholders/sts/unit", None, "values.json: sts: unit"),
+    ("placeholders/sts/unit", ["phrase", None], "values.json: sts: unit"),
+    ("placeholders/sts/unit", [["phrase"]], "values.json: sts: unit"),
+    ("num_tasks", [], "values.json: num_tasks"),
+    ("num_tasks", [20, 0], "values.json: num_tasks"),
+    ("num_tasks", {"20": 1}, "values.json: num_tasks"),
+    ("num_tasks", "20", "values.json: num_tasks"),
+    ("weights/English", -1, "languages.json: weights"),
+    ("weights/English", "half", "languages.json: weights"),
+    ("weights/ ", 0.1, "languages.json: ' '"),
+    ("others_share", -0.2, "languages.json: weights"),
+    ("others", [], "mend its files"),
+    ("scripts/Thai", "THAI", "languages.json: scripts: 'Thai'"),
+])
+def test_prompts_that_could_not_bring_examples_are_refused_when_read(prompts_copy, path, value, words):
+    *folders, name = path.split("/")
+    of_values = [*folders, name][0] in ("task_types", "placeholders", "num_tasks")
+    file = prompts_copy / ("values.json" if of_values else "languages.json")
+    content = inner = json.loads(file.read_text("utf-8"))
+    for key in folders:
+        inner = inner[key]
+    inner[name] = value
+    file.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(UserError, match=re.escape(words)):
+        generate.load_prompts(prompts_copy)
+
+
+def test_translations_need_two_languages(prompts_copy):
+    languages = {"weights": {"English": 1}, "others": ["Thai"], "others_share": 0, "scripts": {}}
+    (prompts_copy / "languages.json").write_text(json.dumps(languages))
+    with pytest.raises(UserError, match="bitext: .* two languages"):
+        generate.load_prompts(prompts_copy)
+
+
+def test_types_with_step_1_need_a_weight_above_0(prompts_copy):
+    values = json.loads((prompts_copy / "values.json").read_text())
+    for kind in ASYMMETRIC:
+        values["task_types"][kind]["weight"] = 0
+    (prompts_copy / "values.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="task_types with step 1: weights"):
+        generate.load_prompts(prompts_copy)
+
+
 def test_a_type_of_task_is_data(prompts_copy, live, monkeypatch, capsys):
     """Two new types by their templates and their entries in values.json alone: code search, headlines."""
     values = json.loads((prompts_copy / "values.json").read_text())
@@ -355,6 +416,58 @@ def test_duplicates_are_seen_after_normalisation(tmp_path):
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
 
 
+def nested(levels: int) -> list:
+    """[[[...]]], as deep as that."""
+    value = ["text"]
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def with_params(**params) -> dict:
+    row = row_of("short-long")
+    return row | {"params": row["params"] | params}
+
+
+BITEXT = row_of("bitext") | {"params": {"source_language": "Thai", "target_language": 5}}
+
+
+@pytest.mark.parametrize("row, words", [
+    (row_of() | {"messages": [{"content": None}]}, "message is no text"),
+    (row_of() | {"messages": [{"content": " "}]}, "message is no text"),
+    (row_of() | {"messages": [{"content": nested(400)}]}, "inside one another"),
+    (row_of() | {"messages": 5}, "no answer to our prompts"),
+    (row_of() | {"messages": ["text"]}, "no answer to our prompts"),
+    (row_of() | {"step": "brainstorm", "type": "sts"}, "no answer to our prompts"),
+    (row_of() | {"step": "other"}, "step"),
+    (row_of() | {"id": "\ud83d"}, "id is no text"),
+    (with_params(task=None), "instruction is no text"),
+    (with_params(task=5), "instruction is no text"),
+    (with_params(task=["x"]), "instruction is no text"),
+    (with_params(task="half \ud83d"), "message is no text"),
+    (with_params(language=["English"]), "language is no text"),
+    (with_params(language=5), "language is no text"),
+    (with_params(language=nested(400)), "inside one another"),
+    (BITEXT, "language is no text"),
+    (BITEXT | {"params": {"source_language": "Thai"}}, "no answer to our prompts"),
+])
+def test_a_recorded_answer_without_its_texts_is_blamed(tmp_path, row, words):
+    file = tmp_path / "answers.jsonl"
+    file.write_text(json.dumps(row_of()) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=f"answers.jsonl:2: .*{words}") as caught:
+        generate.main(["--replay", str(file), "--out", str(tmp_path / "out.jsonl")])
+    assert "\n" not in str(caught.value) and not (tmp_path / "out.jsonl").exists()
+
+
+def test_recorded_messages_may_come_in_parts_or_not_at_all(tmp_path):
+    parts = [{"type": "text", "text": "Write a "}, {"type": "text", "text": "sentence."}]
+    rows = [row_of() | {"messages": [{"role": "user", "content": parts}]}, row_of() | {"messages": []}]
+    file = tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    messages = [row["messages"][0]["content"] for row in generate.read_answers(file, PROMPTS)]
+    assert messages == ["Write a sentence.", generate.render(PROMPTS, rows[1])]
+
+
 def test_replay_of_the_recorded_answers(tmp_path, capsys):
     assert generate.main(["--replay", str(RECORDED), "--out", str(tmp_path / "s.jsonl")]) == 0
     assert "label in input 2, duplicate 1" in capsys.readouterr().out
@@ -395,13 +508,19 @@ FILES = {"broken.jsonl": json.dumps(EXAMPLE).encode() + b"\n{torn\n",
     (["--model", "a", "--price", "a:1"], "--price"),
     (["--model", "a", "--price", "a:-1:1"], "--price"),
     (["--model", "a", "--model", "b", "--price", "a:1:2", "--budget-usd", "1"], "--price b:IN:OUT"),
+    (["--model", "a", "--price", "b:1:2", "--dry-run"], "--price b: no --model is called so, only a"),
+    (["--model", "a", "--price", "b:1:2"], "--price b: no --model is called so, only a"),
     (["--model", "a", "--tries", "0"], "--tries"),
+    (["--model", "a", "--timeout", "1e10"], "--timeout"),
+    (["--model", "a", "--backoff", "1e300"], "--backoff"),
     (["--model", "a", "--n", "0"], "--n"),
     (["--model", "a", "--n", "many"], "--n"),
     (["--model", "a", "--tasks", "0"], "--tasks"),
     (["--model", "a", "--temperature", "nan"], "--temperature"),
     (["--report", "--out", "none.jsonl"], "none"),
     (["--model", "a", "--out", "nosuffix"], "nosuffix"),
+    (["--model", "a", "--out", "x.jsonl.gz"], "--out x.jsonl.gz: lines are written unpacked"),
+    (["--replay", RECORDED, "--out", "afile.jsonl"], "afile: a file stands where a folder is wanted"),
 ])
 def test_mistakes_get_one_line_and_leave_nothing(tmp_path, flags, words):
     for name, content in FILES.items():
@@ -411,3 +530,39 @@ def test_mistakes_get_one_line_and_leave_nothing(tmp_path, flags, words):
                           capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and words in done.stderr, done
     assert {path.name for path in Path(tmp_path).iterdir() if path.is_file()} == set(FILES)
+
+
+@pytest.mark.parametrize("link", [None, os.symlink])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_answers_are_not_replaced_by_their_own_examples(tmp_path, link, swapped):
+    answers, out = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl"
+    answers.write_text(json.dumps(row_of()) + "\n")
+    if link:
+        out = tmp_path / "link.jsonl"
+        link(answers, out)
+    if swapped:
+        answers, out = out, answers
+    before = answers.read_bytes()
+    with pytest.raises(UserError, match="--out .*: the answers of --replay are in it"):
+        generate.main(["--replay", str(answers), "--out", str(out)])
+    assert answers.read_bytes() == before == out.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["raw.jsonl", "new.jsonl"])
+def test_examples_are_not_written_among_the_answers_of_a_run(live, name):
+    assert live(FaultServer(), n=5) == 0
+    before = (live.folder / "raw.jsonl").read_bytes()
+    with pytest.raises(UserError, match=f"--out .*{name}: .*run is a run's own folder"):
+        generate.main(["--replay", str(RECORDED), "--out", str(live.folder / name)])
+    assert (live.folder / "raw.jsonl").read_bytes() == before
+
+
+def test_what_is_in_the_way_of_the_folder_is_said_before_out_is_replaced(tmp_path):
+    (tmp_path / "x").write_text("a file")
+    (tmp_path / "x.jsonl").write_text("older examples")
+    with pytest.raises(UserError, match="a file stands where a folder is wanted"):
+        generate.main(["--replay", str(RECORDED), "--out", str(tmp_path / "x.jsonl")])
+    assert (tmp_path / "x.jsonl").read_text() == "older examples"
+    (tmp_path / "y.jsonl").mkdir()
+    with pytest.raises(UserError, match="y.jsonl: a folder: name a file in it"):
+        generate.options(["--model", "m", "--out", str(tmp_path / "y.jsonl")])

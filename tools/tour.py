@@ -57,6 +57,7 @@ def quoted(text: str, most=40) -> str:
 def answer_of(rows: list[dict], example: str, source) -> dict:
     """The answer to request `example` of step 2."""
     numbers = [row["id"] for row in rows if row["step"] == "generate"]
+    check(numbers, f"--answers {source}: it has no answer of step 2, which is what an example is made of")
     chosen = [row for row in rows if row["step"] == "generate" and str(row["id"]) == example]
     check(chosen, f"--example {example}: {source} has no answer of that id; {numbers[0]} is one")
     return chosen[-1]
@@ -211,7 +212,8 @@ def show_search(trained: Embedder, untrained: Embedder, examples: Examples, firs
     instructions, texts = zip(*documents)
     relevance = {str(list(documents).index((train.document_instruction(own, args), own["pos"][0]))): 1}
 
-    title(f"9. A search in {len(texts)} {own['type']} documents; nDCG@10: 1 / log2(1 + rank), 0 past rank 10")
+    title(f"9. A search in {len(texts)} {own['type']} documents; nDCG@10: 1 / log2(1 + rank), "
+          "0 past rank 10")
     print(f"    {'cosines':12}{'lowest':>10}{'median':>10}{'highest':>10}"
           f"{'positive':>10}{'rank':>7}{'nDCG@10':>10}")
     for name, embedder in {"untrained": untrained, "trained": trained}.items():

@@ -204,8 +204,9 @@ def base_folder(typed: Variables) -> Path:
     if name == "smollm2-135m" and layers in ("", "all"):
         return Path("models", name)
     if name == "smollm2-135m":
-        check(layers.isdecimal() and int(layers) > 0, f"LAYERS={layers}: a number of layers, or all")
-        return Path("models", f"{name}-l{int(layers)}")
+        number = layers.isdecimal() and len(layers) < 10 and int(layers)
+        check(number, f"LAYERS={layers}: a number of layers, or all")
+        return Path("models", f"{name}-l{number}")
     for folder in (Path(name), Path("models", name)):
         if name and (folder / "config.json").exists():
             return folder

@@ -181,6 +181,22 @@ def test_one_hopeless_prompt_does_not_stop_the_others(live, status):
     assert ledger_of(live.folder)["tries perhaps paid without an answer"] == 0
 
 
+def deep(levels: int):
+    """A list in lists, as JSON."""
+    return b"[" * levels + b"]" * levels
+
+
+@pytest.mark.parametrize("status, answer, headers", [
+    (302, b"", {"Location": "http://[bad"}),
+    (200, b'{"choices": [{"message": {"content": %s}}]}' % deep(400), {}),
+    (200, b'{"choices": [{"message": {"content": "x", "more": %s}}]}' % deep(900), {}),
+])
+def test_what_cannot_be_read_is_asked_again(live, status, answer, headers):
+    server = FaultServer(scripted=lambda number, *_: (status, answer, headers) if number % 3 == 0 else None)
+    assert live(server, "--concurrency", "2", n=10) == 0
+    assert sorted(raw_ids(live.folder)) == list(range(10))
+
+
 def test_a_redirect_names_its_target(live):
     server = FaultServer(scripted=lambda *_: (307, {}, {"Location": f"/v2/chat/completions?key={KEY}"}))
     target = r"http://127.0.0.1:\d+/v2/chat/completions \("

@@ -299,8 +299,17 @@ def test_truncated_answers_are_asked_again_with_more_room(live):
     ("started.jsonl", '{"id": 1}\n', "'model' is missing"),
     ("started.jsonl", "[]\n", "no JSON object"),
     ("raw.jsonl", json.dumps(answer_to(REQUEST, tokens_in=-1)) + "\n", "mend or delete"),
+    ("raw.jsonl", json.dumps(answer_to(REQUEST, tokens_in=10**400)) + "\n", "mend or delete"),
+    ("raw.jsonl", json.dumps(answer_to(REQUEST) | {"usage": {}}) + "\n", "mend or delete"),
+    ("truncated.jsonl", json.dumps(answer_to(REQUEST) | {"usage": {}}) + "\n", "truncated.jsonl:1.*mend or"),
+    ("truncated.jsonl", json.dumps(answer_to(REQUEST, tokens_in=-1)) + "\n", "truncated.jsonl:1.*mend or"),
+    ("started.jsonl", json.dumps({"id": 1, "model": "m", "tokens_in": 10**400, "tokens_out": 1}) + "\n",
+     "started.jsonl.*mend or delete"),
     ("batches/0001.json", "{", "0001.json: not readable"),
+    ("batches/0001.json", json.dumps({"status": "new", "model": "m", "tokens_in": 10**400, "tokens_out": 1}),
+     "0001.json.*mend or delete"),
     ("batches/0001.jsonl", '{"custom_id": 3}\n', "'custom_id'"),
+    ("batches/0001.jsonl", '{"custom_id": "abc", "body": {}}\n', "0001.jsonl:1.*abc.*mend or delete"),
 ])
 def test_broken_files_are_named_in_one_line(live, name, content, words):
     live(FaultServer(), n=5)
@@ -308,7 +317,7 @@ def test_broken_files_are_named_in_one_line(live, name, content, words):
     path = live.folder / name
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(UserError, match=words) as caught:
-        live(FaultServer(), n=6)
+        live(FaultServer(), "--price", "m:1:2", n=6)
     assert "\n" not in str(caught.value)
 
 

@@ -9,7 +9,9 @@ import evaluate
 from model import Embedder
 from plumbing import table
 from plumbing.errors import UserError
-from plumbing.table import averages, print_table, read_benchmark
+from plumbing.finished import hash_of_task
+from plumbing.table import averages, print_table, read_benchmark, read_recorded
+from plumbing.tasks import find_tasks
 from scoring import MINI, HashEmbedder
 
 
@@ -78,6 +80,20 @@ def test_recorded_scores_stand_beside_published_ones(capsys):
     assert lines[0].split()[0] == "ours" and lines[0].split()[-1] == "other"
     row = next(line for line in lines if line.startswith("STS12")).split()
     assert row[1] == "11.1" and row[-1] == "22.2" and "other: made by hand" in lines
+
+
+@pytest.mark.parametrize("system, words", [
+    ({}, "'categories'"), ([], "holds no JSON object"), ({"average": "high"}, "'average'"),
+    ({"average": 0.5, "categories": {}, "tasks": {}}, "'source'"),
+    ({"average": 0.5, "categories": {}, "tasks": {"S": "0.5"}, "source": "us"}, "no score of S"),
+    ({"average": 0.5, "categories": {"STS": []}, "tasks": {}, "source": "us"}, "no score of STS"),
+])
+def test_recorded_scores_are_looked_at_before_anything_is_scored(tmp_path, system, words):
+    tasks, path = find_tasks([str(MINI)]), tmp_path / "peers.json"
+    hashes = {task["name"]: hash_of_task(task) for task in tasks}
+    path.write_text(json.dumps({"hashes": hashes, "systems": {"theirs": system}}))
+    with pytest.raises(UserError, match=f"--beside .*peers.json: theirs: .*{words}"):
+        read_recorded(path, tasks)
 
 
 def test_a_benchmark_that_is_not_there_is_refused():

@@ -97,6 +97,12 @@ def test_what_cannot_be_followed_is_said(adapter, few_answers, smollm2, capsys, 
     path, rows = few_answers
     assert "has no answer of that id" in complaint(capsys, tour.main, "--model", adapter, "--answers", path,
                                                    "--example", "b0")
+    brainstorms = tmp_path / "brainstorms.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    of_step_1 = [line for line in lines if json.loads(line)["step"] == "brainstorm"]
+    brainstorms.write_text("".join(of_step_1), encoding="utf-8")
+    assert "has no answer of step 2" in complaint(capsys, tour.main, "--model", adapter,
+                                                  "--answers", brainstorms)
     assert "a base without an adapter" in complaint(capsys, tour.main, "--model", smollm2)
     row = dict(rows["sts"][0], response='{"S1": "a cat", "S2": "a cat", "S3": "a dog"}')
     dropped = tmp_path / "raw.jsonl"

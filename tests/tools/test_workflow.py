@@ -333,6 +333,7 @@ def test_a_run_that_would_end_in_its_warmup_is_refused_before_its_base_is_fetche
     (["data", "N=5"], "N=5: is for a live server: say LLM=its-model too"),
     (["base", "LAYERS=few"], "LAYERS=few: a number of layers, or all"),
     (["base", "LAYERS=0"], "LAYERS=0: a number of layers, or all"),
+    (["base", "LAYERS=" + "9" * 5000], "9: a number of layers, or all"),
     (["base", "BASE=/no/path"], "BASE=/no/path: neither smollm2-135m, nor owner/name on the hub, nor"),
     (["base", "BASE=name"], "BASE=name: neither"),
     (["base", "BASE="], "BASE=: neither"),

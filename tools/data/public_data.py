@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from plumbing.errors import Parser, UserError, check, command
-from plumbing.files import read_json, write_jsonl, write_text
+from plumbing.files import fields, read_json, write_jsonl, write_text
 from tools.eval.hub import FORMATS, download, read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +29,17 @@ def stem(path: Path) -> str:
     'miracl_es'
     """
     return re.sub(r"(-\d+-of-\d+)?\.(parquet|jsonl?(\.gz)?|json\.gz)$", "", path.name)
+
+
+def read_table(path: Path) -> dict:
+    """The table of sets, prompts/public.json."""
+    table = read_json(path, {"sets": dict, "hub": str, "examples": int})
+    examples = table["examples"]
+    check(0 < examples < 2**53, f"{path}: examples: {examples!s:.30}: wanted is the paper's number, above 0")
+    for name, one in table["sets"].items():
+        fields(one, f"{path}: {name}", {"files": [str], "share": float, "instructions": [str]})
+        check(one["instructions"], f"{path}: {name}: its instructions are an empty list: write one or more")
+    return table
 
 
 def assign(files: list[Path], sets: dict) -> tuple[dict[str, list[Path]], list[Path]]:
@@ -131,8 +142,9 @@ def main(argv=None):
     parser.add_argument("--table", type=Path, default=ROOT / "prompts" / "public.json")
     parser.add_argument("--partial", action="store_true", help="go on where the copy lacks a set")
     args = parser.parse_args(argv)
+    table = read_table(args.table)
     try:
-        fetch(args.out, read_json(args.table, {"sets": dict, "hub": str, "examples": int}), args.partial)
+        fetch(args.out, table, args.partial)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{args.out}: not made ({type(error).__name__}: {error})") from None
 

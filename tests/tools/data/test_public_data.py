@@ -11,7 +11,7 @@ import pytest
 import train
 from hub_standin import Hub
 from plumbing.examples import Examples
-from scripts import ROOT, run_tool
+from scripts import ROOT, complaint, run_tool
 from tools.data import public_data
 
 TABLE = json.loads((ROOT / "prompts" / "public.json").read_text(encoding="utf-8"))
@@ -124,6 +124,22 @@ def test_an_unreachable_hub_is_one_error(copy, tmp_path):
     done = fetch(hub, tmp_path)                               # `hf` may print a traceback of its own
     assert done.returncode == 2 and not (tmp_path / "public").exists()
     assert done.stderr.splitlines()[-1].startswith("public_data.py: ")
+
+
+ELI5 = TABLE["sets"]["eli5"]
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"examples": 0}, "table.json: examples: 0"),
+    ({"examples": 10**400}, "table.json: examples: 1000"),
+    ({"sets": {"eli5": []}}, "table.json: eli5: holds no JSON object"),
+    ({"sets": {"eli5": ELI5 | {"share": "1"}}}, "table.json: eli5: 'share'"),
+    ({"sets": {"eli5": ELI5 | {"instructions": []}}}, "table.json: eli5: its instructions"),
+])
+def test_a_broken_table_is_refused_before_anything_is_fetched(tmp_path, capsys, change, words):
+    (tmp_path / "table.json").write_text(json.dumps(TABLE | change))
+    said = complaint(capsys, public_data.main, "--table", tmp_path / "table.json", "--out", tmp_path / "public")
+    assert words in said and not (tmp_path / "public").exists()
 
 
 def test_instructions_of_the_paper_stay_and_others_give_way(tmp_path):
