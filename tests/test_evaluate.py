@@ -2,6 +2,7 @@
 import doctest
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -375,7 +376,10 @@ def test_more_values_than_a_vector_has_are_refused_before_the_model_is_loaded(ba
 
 def test_results_that_cannot_be_written_are_refused_before_anything_is_scored(tmp_path, capsys):
     (tmp_path / "file").touch()
-    for out, message in (tmp_path, f"--out {tmp_path}: a folder"), (tmp_path / "file" / "x.json", "file"):
+    os.mkfifo(tmp_path / "pipe")
+    for out, message in ((tmp_path, f"{tmp_path}: a folder: name a file in it"),
+                         (tmp_path / "file" / "x.json", "file"),
+                         (tmp_path / "pipe", "pipe: a device or a pipe: name a file")):
         assert message in complaint(capsys, evaluate.main, tmp_path, "--tasks", MINI, "--out", out)
 
 

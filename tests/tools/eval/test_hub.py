@@ -4,6 +4,7 @@ import csv
 import doctest
 import gzip
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -277,14 +278,15 @@ def damaged(content: bytes) -> bytes:
     return content[:middle] + b"\xff" * 9 + content[middle + 9:]
 
 
-@pytest.mark.parametrize("change, words", [(encrypted, "is encrypted, password required"), (damaged, "error")])
+@pytest.mark.parametrize("change, words", [(encrypted, "is encrypted, password required"),
+                                           (damaged, "Bad CRC|rror -3")])         # by the zlib there is
 def test_an_archive_that_cannot_be_unpacked_is_one_line(tmp_path, capsys, change, words):
     path = tmp_path / "scifact.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("scifact/corpus.jsonl", json.dumps({"_id": "1", "text": " ".join(map(str, range(999)))}))
     path.write_bytes(change(path.read_bytes()))
     said = complaint(capsys, hub.main, "SciFact", "--zip", path, "--out", tmp_path / "out")
-    assert ": SciFact: cannot be converted" in said and words in said
+    assert ": SciFact: cannot be converted" in said and re.search(words, said)
     assert not (tmp_path / "out").exists()
 
 
