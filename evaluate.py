@@ -71,8 +71,8 @@ EXPERIMENTS = 10                      # logistic regressions of a classification
 #   reranking            queries, candidates      unit length     map
 #   retrieval            queries                  unit length     ndcg_at_10
 #
-# Only in reranking and retrieval does one side search the other. In the six other kinds each text counts as
-# a query, and gets the instruction unless --instruct is none.
+# In reranking and retrieval one side searches the other; only retrieval's documents stay bare. In the six
+# other kinds each text counts as a query, and gets the instruction unless --instruct is none.
 
 INSTRUCTED = {                        # --instruct -> the sides that get the task's instruction
     "released": {"query", "candidate"},

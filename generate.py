@@ -2,7 +2,7 @@
 
     python generate.py --replay data/recorded.jsonl.gz     # recorded answers -> data/synthetic.jsonl
     export OPENAI_API_KEY=... OPENAI_BASE_URL=https://...  # any server with OpenAI's API; OpenAI if unset
-    python generate.py --model gpt-4o-mini --dry-run       # sample messages, tokens, money, time; no network
+    python generate.py --model gpt-4o-mini --dry-run       # messages, tokens, time; money with --price
     python generate.py --model gpt-4o-mini --n 1000 --price gpt-4o-mini:0.15:0.60 --budget-usd 2
     python generate.py --model a:0.75 --model b:0.25 --n 500_000   # the paper's scale; run again to resume
     python generate.py --report                            # what there is, beside the paper's figures
@@ -204,7 +204,7 @@ def request_at(i, seed, prompts, generations, models) -> dict:
 
 
 def brainstorm_at(kind, k, seed, prompts, models) -> dict:
-    """Request k of one type in step 1, drawn in the same way. Its id is "short-long-b" and k."""
+    """Request k of one type in step 1, drawn alike. Its id: "short-long-b" and k; in old answers "b", k."""
     rng = random.Random(f"{seed}:{kind}:{k}")
     params = {"num_tasks": draw(rng, prompts["num_tasks"])}
     return {"id": f"{kind}-b{k}", "step": "brainstorm", "type": kind, "params": params,
