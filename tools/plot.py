@@ -211,19 +211,19 @@ def average(row: dict) -> tuple[float, float]:
 def draw_rows(axis, rows: dict[str, dict]) -> None:
     """A bar a row, one colour and a gap for each group of rows that are compared."""
     groups = list(dict.fromkeys(row.get("group", "") for row in rows.values()))
-    places = []
-    for row in rows.values():
-        places.append(len(places) + 0.5 * groups.index(row.get("group", "")))
-    values = [average(row) for row in rows.values()]
-    colours = [f"C{groups.index(row.get('group', '')) % 10}" for row in rows.values()]
+    rows = sorted(rows.values(), key=lambda row: groups.index(row.get("group", "")))   # a group's together
+    group_of = [groups.index(row.get("group", "")) for row in rows]
+    places = [number + 0.5 * group for number, group in enumerate(group_of)]
+    values = [average(row) for row in rows]
+    colours = [f"C{group % 10}" for group in group_of]
     axis.barh(places, [mean for mean, _ in values], color=colours, alpha=0.75)
-    for place, (mean, spread), row in zip(places, values, rows.values()):
+    for place, (mean, spread), row in zip(places, values, rows):
         if spread:
             axis.errorbar(mean, place, xerr=spread, color="0.2", linewidth=1, capsize=2)
         trained = len(row.get("runs", ())) == 1 and row.get("examples")
         axis.annotate(f"{mean:.1f}{' *' if trained else ''}", (max(mean, 0) + spread, place), (4, 0),
                       textcoords="offset points", va="center", fontsize=8)
-    axis.set_yticks(places, [row["what"] for row in rows.values()], fontsize=8)
+    axis.set_yticks(places, [row["what"] for row in rows], fontsize=8)
     axis.invert_yaxis()                                 # the first row on top
     axis.set_xlim(min(0, *(mean for mean, _ in values)), 80)
     axis.grid(axis="y", visible=False)

@@ -121,6 +121,16 @@ def test_a_study_has_a_bar_a_row_and_a_curve_by_the_number_of_examples(files):
     assert "times 100" in title and "standard deviation" in title and "*: one run" in title
 
 
+def test_bars_of_a_group_stand_together_and_none_on_another():
+    rows = {name: {"what": name, "group": name[0], "mean": {"Average": 0.5}, "spread": {}}
+            for name in ("a1", "b1", "a2")}
+    _, axis = plot.plt.subplots()
+    plot.draw_rows(axis, rows)
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a1", "a2", "b1"]
+    middles = [bar.get_y() + bar.get_height() / 2 for bar in axis.patches]
+    assert middles == pytest.approx([0, 1, 2.5])
+
+
 def test_pictures_are_written_where_they_belong(files, monkeypatch, capsys):
     monkeypatch.chdir(files)
     for arguments, out in [(["train", "run"], "run/log.png"), (["data", "report.json"], "report.png"),

@@ -79,7 +79,8 @@ ROWS = {
                                  flags="--pooling weighted-mean", main=True),
     "both-weighted-mean": Row("pooling", "train", "synthetic and public, weighted-mean pooling", "both",
                               flags="--pooling weighted-mean", main=True),
-    "long": Row("data", "train", "long: both kinds, mined negatives, 102,400 queries", MINED, flags=LONG),
+    "long": Row("long", "train", "both kinds, mined negatives, weighted mean, 102,400 queries", MINED,
+                flags=LONG),
     "rank-8": Row("LoRA", "train", "synthetic, LoRA rank 8", flags="--lora-rank 8"),
     "rank-32": Row("LoRA", "train", "synthetic, LoRA rank 32", flags="--lora-rank 32"),
     "no-instruction": Row("instructions", "train", "synthetic, no instruction", flags="--instruction none",
@@ -307,6 +308,8 @@ def main(argv=None) -> None:
         collect(study, ROWS)
         write_json(args.out, study)
     collect(study, ROWS)                               # in order, also where no run was new
+    for name, row in study["rows"].items():            # whose words may have changed
+        row |= {"what": ROWS[name].what, "group": ROWS[name].group}
     write_json(args.out, study)
     write_text(args.out.with_suffix(".md"), table(study))
     print(f"\n{table(study)}\n{args.out}, {args.out.with_suffix('.md')}")
