@@ -160,6 +160,12 @@ def check_out(path: Path) -> None:
     check(path.is_file() or not path.exists(), f"{path}: a device or a pipe: name a file")
 
 
+def check_lines_out(out: Path) -> None:
+    """Refuse what no file of lines can be written to: those that read_lines unpacks are not packed again."""
+    check(out.suffix != ".gz", f"--out {out}: lines are written unpacked: a name without .gz")
+    check_out(out)
+
+
 def same_file(one: Path, other: Path) -> bool:
     """Whether to write one is to replace the other, by whatever links."""
     return os.path.realpath(one) == os.path.realpath(other)

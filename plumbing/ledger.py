@@ -28,7 +28,7 @@ from pathlib import Path
 
 from plumbing import batches
 from plumbing.errors import UserError, blame, check
-from plumbing.files import (append, check_out, fields, open_log, parse_line, read_jsonl, read_lines,
+from plumbing.files import (append, check_lines_out, fields, open_log, parse_line, read_jsonl, read_lines,
                             read_located, replace_file, same_file)
 from plumbing.remembered import remembered
 
@@ -114,8 +114,7 @@ def run_folder(out: Path, recorded: Path | None = None) -> Path:
     recorded: the file of --replay.
     """
     check(out.suffix, f"--out {out}: the file needs a suffix, as in {out}.jsonl")
-    check(out.suffix != ".gz", f"--out {out}: lines are written unpacked: a name without .gz")
-    check_out(out)
+    check_lines_out(out)
     check(not recorded or not same_file(out, recorded),
           f"--out {out}: the answers of --replay are in it, and would be gone: name another file")
     parent = out.resolve().parent                      # a file is replaced where its links lead to

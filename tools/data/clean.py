@@ -30,8 +30,8 @@ import numpy as np
 
 from plumbing.errors import Parser, at_least_0, bounded, check, command
 from plumbing.examples import example_of, read_row
-from plumbing.files import (OPTIONAL, check_out, read_jsonl, read_lines, replace_file, same_file,
-                            write_json)
+from plumbing.files import (OPTIONAL, check_lines_out, check_out, read_jsonl, read_lines, replace_file,
+                            same_file, write_json)
 from plumbing.tasks import task_files
 from plumbing.texts import normalize
 
@@ -249,8 +249,7 @@ def main(argv=None):
         help="letters and digits of an evaluation text that counts")
     add("--report", type=Path, help="also write the counts as JSON")
     args = parser.parse_args(argv)
-    check(args.out.suffix != ".gz", f"--out {args.out}: lines are written unpacked: a name without .gz")
-    check_out(args.out)
+    check_lines_out(args.out)
     if args.report:
         check_out(args.report)
         check(not same_file(args.report, args.out) and not same_file(args.report, args.examples),

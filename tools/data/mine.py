@@ -25,7 +25,7 @@ import torch
 from model import Embedder
 from plumbing.errors import Parser, check, command, finite, positive, seed
 from plumbing.examples import Examples, read_row
-from plumbing.files import check_out, replace_file, same_file, text_hash
+from plumbing.files import check_lines_out, replace_file, same_file, text_hash
 from plumbing.metrics import search
 from tools.embed import read_lines
 
@@ -195,8 +195,7 @@ def main(argv=None):
         check(Path(path).is_file(), f"{path}: no such file")
     check(args.corpus is None or args.corpus.is_file(), f"--corpus {args.corpus}: no such file")
     check(args.out.parent.is_dir(), f"--out {args.out}: no such folder {args.out.parent}")
-    check(args.out.suffix != ".gz", f"--out {args.out}: lines are written unpacked: a name without .gz")
-    check_out(args.out)
+    check_lines_out(args.out)
     # A single training file may be replaced by its own rows, mined; a corpus or one file of several is lost.
     inputs = args.data if len(args.data) > 1 else []
     for path in [*inputs, *filter(None, [args.corpus])]:
