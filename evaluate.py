@@ -1,7 +1,7 @@
 """evaluate.py: a model -> its scores on eight kinds of task: MTEB's seven and bitext mining (2401.00368).
 
     python evaluate.py models/smollm2-135m-l6 runs/demo --names base trained --pooling weighted-mean \\
-        --max-length 96 --out results/mine.json                                       # data/mini
+        --max-length 96 --out results/mine.json                     # on the tasks of data/mini
     torchrun --nproc_per_node 8 evaluate.py runs/full --tasks data/mteb --benchmark eng-v1 --cache cache/full
 
 A task is a folder: task.json (name, kind, metric, prompt, split) and JSON lines, laid out by kind:

@@ -10,8 +10,8 @@ In: a base model, and examples as JSON lines, {"prompt", "query", "pos": [..], "
 is that of generate.py's task, such as "sts". Out: a run's folder with a LoRA adapter.
 
 Read it in this order: the loss; the cached gradient, by which a batch of 2,048 queries fits; which examples
-make a batch; one step; the loop. The flags come last; their defaults are the paper's recipe, and the mask,
-of which the paper says nothing.
+make a batch; one step; the loop. The flags come last; their defaults are the paper's recipe. The mask is on
+by default, too, though the paper does not speak of one.
 
 Left to plumbing/: examples.py reads examples from files of any size, run.py keeps a run safe (folder,
 checkpoints, log, signals), ranks.py sums over the processes of torchrun. No formula of the method is there.
